@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['write_atomic', 'Artifact', 'Layout', 'Store', 'collect']
 
-# %% ../../nbs/core/03_store.ipynb #fceccd32
+# %% ../../nbs/core/03_store.ipynb #a2861477
 import errno
 import json
 import os
@@ -14,7 +14,7 @@ import uuid
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from .digest import file_digest, folder_files, listing_text
+from .digest import bytes_digest, file_digest, folder_files, listing_text
 from .errors import MLKitError
 
 # %% ../../nbs/core/03_store.ipynb #d26cdcb5
@@ -178,7 +178,12 @@ def _link(at: Layout, artifact: Artifact, target: Path):
         else:
             (target / name).mkdir()
 
-# %% ../../nbs/core/03_store.ipynb #45a52928
+# %% ../../nbs/core/03_store.ipynb #dba24e2e
+def _part(listing: dict[str, str], name: str) -> str:
+    below = {n.removeprefix(name + "/"): digest for n, digest in listing.items() if n.startswith(name + "/")}
+    return listing[name] if name in listing else bytes_digest(listing_text(below).encode()) if below else listing[name]
+
+# %% ../../nbs/core/03_store.ipynb #054f1499
 class Store(Layout):
     "A folder of immutable results."
 
@@ -206,6 +211,10 @@ class Store(Layout):
         for digest in wrong:
             self.object(digest).unlink(missing_ok=True)
         return wrong
+
+    def part(self, artifact: Artifact, name: str) -> str:
+        "Return the digest of what stands at `name` in a stored folder, or of the whole when `name` is empty. Raises `KeyError`."
+        return _part(_listing(self, artifact.digest), name) if name else artifact.digest
 
     def read(self, key: str) -> dict | None:
         "Return what `key` produced, or None."
