@@ -117,12 +117,14 @@ def _alignment(rows: list[list]) -> str:
     numbers = [[isinstance(r[i], (int, float)) for r in rows if i < len(r) and r[i] is not None] for i in columns]
     return "".join("r" if n and all(n) else "l" for n in numbers)
 
-# %% ../../nbs/core/04_display.ipynb #a08d0323
+# %% ../../nbs/core/04_display.ipynb #9ed142fe
 class Html(str):
-    "Text that is HTML already."
+    "Text that is HTML already; Jupyter shows it as such."
 
     def __html__(self) -> str:
         return str(self)
+
+    _repr_html_ = __html__
 
 
 def escape(value) -> str:
