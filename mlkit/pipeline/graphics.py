@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['fans_out', 'state_class', 'mark', 'Box', 'layout', 'graph_svg']
 
-# %% ../../nbs/pipeline/15_graphics.ipynb #2e8fc226
+# %% ../../nbs/pipeline/15_graphics.ipynb #419198a4
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 from ..core.display import Html, escape, width
 
 # %% ../../nbs/pipeline/15_graphics.ipynb #a644eb4f
@@ -112,11 +113,11 @@ def _columns(boxes: list[Box]) -> tuple[list[list[Box]], list[list[Box]]]:
         paths.append(path)
     return columns, paths
 
-# %% ../../nbs/pipeline/15_graphics.ipynb #20005e5a
+# %% ../../nbs/pipeline/15_graphics.ipynb #5b5e27af
 def _neighbours(paths: list[list[Box]]) -> tuple[dict[int, list[Box]], dict[int, list[Box]]]:
     left, right = {}, {}
     for path in paths:
-        for a, b in zip(path, path[1:]):
+        for a, b in pairwise(path):
             right.setdefault(id(a), []).append(b)
             left.setdefault(id(b), []).append(a)
     return left, right
@@ -160,7 +161,7 @@ def layout(boxes: list[Box], gap_x: float = 44, gap_y: float = 14) -> list[list[
         x += wide + gap_x
     return paths
 
-# %% ../../nbs/pipeline/15_graphics.ipynb #3ea9869f
+# %% ../../nbs/pipeline/15_graphics.ipynb #7225412d
 _letter = 7.1  # pixels of a letter at 13 px, about, in any font
 
 
@@ -181,7 +182,7 @@ def _set_sizes(boxes: list[Box], states: dict[str, str]):
     wide = max(max(width(a) * _letter, width(b) * _letter * 0.86) for a, b in lines) + 50
     for box in boxes:
         box.width = min(230, max(128, wide))
-        box.height = 46 if len(box.jobs) == 1 else 46 + 12 * -(-len(box.jobs) // _per_row(box))
+        box.height = 46 if len(box.jobs) == 1 else 50 + 12 * -(-len(box.jobs) // _per_row(box))
 
 
 def _per_row(box: Box) -> int:
@@ -214,14 +215,14 @@ def _draw_marks(box: Box, top: float, states: dict[str, str], links: dict[str, s
         drawn.append(_linked(at, links.get(job), f"{job}: {states.get(job, '')}", ' tabindex="-1"'))
     return "".join(drawn)
 
-# %% ../../nbs/pipeline/15_graphics.ipynb #5ec28256
+# %% ../../nbs/pipeline/15_graphics.ipynb #3037efce
 def _draw_edge(path: list[Box]) -> str:
     at = path[0]
     line = f"M{at.x + at.width:g} {at.y:g}"
-    for before, box in zip(path, path[1:]):
+    for before, box in pairwise(path):
         middle = (before.x + before.width + box.x) / 2
         line += f"C{middle:g} {before.y:g} {middle:g} {box.y:g} {box.x:g} {box.y:g}"
-        line += f"H{box.x + box.width:g}" if box is not path[-1] else f"m-5-3.5 5 3.5-5 3.5"
+        line += f"H{box.x + box.width:g}" if box is not path[-1] else "m-5-3.5 5 3.5-5 3.5"
     return f'<path d="{line}"/>'
 
 
@@ -240,5 +241,5 @@ def graph_svg(
     paths = layout(boxes)
     wide, high = max(b.x + b.width for b in boxes) + 4, max(b.y + b.height / 2 for path in [*paths, boxes] for b in path) + 4
     head = f'<svg class="mk-graph" xmlns="http://www.w3.org/2000/svg" width="{wide:.0f}" height="{high:.0f}" viewBox="-2 -2 {wide:.0f} {high:.0f}" role="group" aria-label="Graph of {len(nodes)} jobs"'
-    ink = f'<g fill="none" stroke="currentColor" stroke-opacity=".38" stroke-width="1.4">{"".join(map(_draw_edge, paths))}</g>'
+    ink = f'<g fill="none" stroke="currentColor" stroke-width="1.4" opacity=".38">{"".join(map(_draw_edge, paths))}</g>'
     return Html(f'{head} fill="currentColor" font-family="system-ui,sans-serif">{ink}{"".join(_draw_box(b, states or {}, links or {}) for b in boxes)}</svg>')
