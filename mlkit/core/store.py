@@ -183,7 +183,17 @@ def _part(listing: dict[str, str], name: str) -> str:
     below = {n.removeprefix(name + "/"): digest for n, digest in listing.items() if n.startswith(name + "/")}
     return listing[name] if name in listing else bytes_digest(listing_text(below).encode()) if below else listing[name]
 
-# %% ../../nbs/core/03_store.ipynb #054f1499
+# %% ../../nbs/core/03_store.ipynb #ed5e94c3
+def _named(at: Layout, record: dict) -> set[str]:
+    digests = set()
+    for data in [*record.get("outputs", {}).values(), *filter(None, [record.get("notebook")])]:
+        artifact = Artifact.from_dict(data)
+        digests.add(artifact.digest)
+        if artifact.kind == "folder" and at.object(artifact.digest).exists():
+            digests |= {d for d in _listing(at, artifact.digest).values() if d}
+    return digests
+
+# %% ../../nbs/core/03_store.ipynb #b82da5c0
 class Store(Layout):
     "A folder of immutable results."
 
@@ -227,6 +237,10 @@ class Store(Layout):
         "Say what `key` produced: the step that makes its results count."
         write_atomic(self.cache / f"{key}.json", json.dumps(record, ensure_ascii=False))
 
+    def named(self, record: dict) -> set[str]:
+        "Return the digests of all objects that a record names."
+        return _named(self, record)
+
     @contextmanager
     def claim(self, name: str, shared: bool = False):
         "Hold the lock `name`; yields False at once if another process holds it."
@@ -245,21 +259,11 @@ def _lock(file, shared: bool) -> bool:
     except BlockingIOError:
         return False
 
-# %% ../../nbs/core/03_store.ipynb #10ba36ee
-def _named(store: Store, record: dict) -> set[str]:
-    digests = set()
-    for data in [*record.get("outputs", {}).values(), *filter(None, [record.get("notebook")])]:
-        artifact = Artifact.from_dict(data)
-        digests.add(artifact.digest)
-        if artifact.kind == "folder" and store.object(artifact.digest).exists():
-            digests |= set(_listing(store, artifact.digest).values())
-    return digests
-
-
+# %% ../../nbs/core/03_store.ipynb #3bdeed47
 def collect(store: Store, keep: set[str], dry_run: bool = False) -> tuple[int, int]:
     "Remove all records but those of the keys `keep`, and all objects that these do not name; return how many files and bytes."
     records = [p for p in store.cache.glob("*.json") if p.stem not in keep]
-    live = set().union(*(_named(store, store.read(p.stem) or {}) for p in store.cache.glob("*.json") if p.stem in keep), set())
+    live = set().union(*(store.named(store.read(p.stem) or {}) for p in store.cache.glob("*.json") if p.stem in keep), set())
     objects = [p for p in store.objects.glob("*/*") if p.name not in live]
     aside = [p for folder in (store.cache, store.runs) for p in folder.glob(".*.tmp")]
     freed = sum(p.stat().st_size for p in [*records, *objects, *aside])
