@@ -53,7 +53,7 @@ def _saved(manifest: dict) -> str:
     saved = sum(job.get("seconds") or 0 for job in manifest["jobs"].values() if job["state"] == "cached")
     return f", saved {duration(saved)}" if saved >= 1 else ""
 
-# %% ../../nbs/pipeline/16_summary.ipynb #522152c6
+# %% ../../nbs/pipeline/16_summary.ipynb #60b65c5b
 @dataclass(frozen=True)
 class Change:
     "One recorded value, now and in the run before; `words` says what changed, and is empty where there is nothing to compare with."
@@ -78,11 +78,11 @@ def _is_number(value) -> bool:
 def _change(now, before) -> str:
     if repr(now) == repr(before):
         return "="
-    if not (_is_number(now) and _is_number(before)):
+    if not (_is_number(now) and _is_number(before) and abs(now) < 1e300 and abs(before) < 1e300):  # also where no difference is a number
         return f"was {brief(before, 24)}"
     delta = now - before
-    if isinstance(delta, int) or delta != delta or not before or abs(delta) == float("inf"):
-        return f"{'▼' if delta < 0 else '▲'} {number(abs(delta))}" if delta == delta else f"was {number(before)}"
+    if isinstance(delta, int) or not before:
+        return f"{'▼' if delta < 0 else '▲'} {number(abs(delta))}"
     return f"{'▼' if delta < 0 else '▲'} {abs(delta):.3g} ({100 * delta / abs(before):+.2g} %)"
 
 
