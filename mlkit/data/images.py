@@ -22,7 +22,7 @@ MAX_PIXELS = 100_000_000  # an image of more is refused before it is decoded
 class ImageError(MLKitError):
     "An image cannot be read, or is not what was expected."
 
-# %% ../../nbs/data/03_images.ipynb #49ba4947
+# %% ../../nbs/data/03_images.ipynb #8e05ba6c
 def _open(value, base: Path | None = None):
     "Open a path, bytes or an array as a Pillow image. Raises `ImageError`."
     from PIL import Image
@@ -45,7 +45,8 @@ def _open(value, base: Path | None = None):
 
 def _squeezed(pixels: np.ndarray) -> np.ndarray:
     "Accept uint8 arrays (height, width), (height, width, 1) and (height, width, 3)."
-    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)) or not pixels.size:
+    known = pixels.ndim == 2 or pixels.ndim == 3 and pixels.shape[2] in (1, 3)
+    if pixels.dtype != np.uint8 or not known or not pixels.size:
         raise ImageError(f"an array must hold uint8 pixels shaped (height, width) or (height, width, 1 or 3), not {pixels.dtype} {pixels.shape}")
     return pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
 
@@ -145,7 +146,7 @@ class ImagePreprocess:
             raise ImageError(f"{len(broken)} of {len(values)} images cannot be used; the first is in row {row}: {reason}.")
         return pixels
 
-# %% ../../nbs/data/03_images.ipynb #ac8eb1c7
+# %% ../../nbs/data/03_images.ipynb #e149d3d5
 def as_images(values: Sequence) -> Sequence:
     "Give the values of an image column as paths, bytes or arrays of pixels. Raises `ImageError` for other types."
     if not isinstance(values, pl.Series):
@@ -154,7 +155,8 @@ def as_images(values: Sequence) -> Sequence:
         return values.to_numpy()
     if values.dtype in (pl.String, pl.Binary):
         return values.to_list()
-    raise ImageError(f'the column "{values.name}" holds {values.dtype}; images are paths (String), bytes (Binary) or arrays (Array of UInt8).')
+    kinds = "paths (String), bytes (Binary) or arrays (Array of UInt8)"
+    raise ImageError(f'the column "{values.name}" holds {values.dtype}; images are {kinds}.')
 
 
 def resize(pixels: np.ndarray, height: int, width: int, fit: str) -> np.ndarray:
@@ -195,22 +197,20 @@ def _common_size(shapes) -> tuple[int, int]:
     side = min(224, max(8, int(np.median([min(h, w) for h, w, _ in shapes]))))
     return side, side
 
-# %% ../../nbs/data/03_images.ipynb #4243e752
+# %% ../../nbs/data/03_images.ipynb #6b2b688d
 class Picture:
-    "A Pillow image that shows itself in a notebook once, as PNG (Pillow's own display stores a JPEG as well)."
+    "A PNG file that shows itself in a notebook once (Pillow's own display stores a JPEG beside it)."
 
-    def __init__(self, image):
-        self.image = image
+    def __init__(self, png: bytes):
+        self.png = png
 
     def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.image.save(buffer, "PNG", optimize=True)
-        return buffer.getvalue()
+        return self.png
 
     def __repr__(self):
-        return f"Picture({self.image.width} x {self.image.height})"
+        return f"Picture, {len(self.png) / 1000:.1f} kB"
 
-# %% ../../nbs/data/03_images.ipynb #6eff4adb
+# %% ../../nbs/data/03_images.ipynb #35657e42
 def gallery(
     images: Sequence,  # paths, bytes or arrays
     captions: Sequence[str] = (),  # a line below each
@@ -235,4 +235,4 @@ def gallery(
         sheet.paste(image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR), (left, top))
         if line:
             draw.text((left, top + side + 2), str(captions[i])[:14], fill=colour, font=font)
-    return Picture(sheet)
+    return Picture(encode_png(np.asarray(sheet)))
