@@ -132,7 +132,7 @@ def attempts(events) -> dict[str, list[Attempt]]:
                 last.cells.setdefault(event["index"], [when - (event.get("seconds") or 0.0), when])[1] = when
     return found
 
-# %% ../../nbs/pipeline/17_report.ipynb #7987c454
+# %% ../../nbs/pipeline/17_report.ipynb #453006b4
 def _span(start: float, end: float, origin: float, whole: float) -> str:
     return f"left:{100 * (start - origin) / whole:.2f}%;width:{max(0.0, 100 * (end - start) / whole):.2f}%"
 
@@ -152,7 +152,11 @@ def _ticks(whole: float) -> list[float]:
     step = next((s for s in steps if whole / s <= 6), whole / 4)
     return [i * step for i in range(int(whole / step * 0.97) + 1)]
 
-# %% ../../nbs/pipeline/17_report.ipynb #0cd9e7c7
+
+def _tick(seconds: float) -> str:
+    return f"{seconds:g} s" if 1 <= seconds < 60 or not seconds else duration(seconds).removesuffix(" 0 s").removesuffix(" 0 m")
+
+# %% ../../nbs/pipeline/17_report.ipynb #f75fd9b2
 def _timeline(manifest: dict, events, anchors: dict[str, str], limit: int = 150) -> Html:
     tried = {n: a for n, a in attempts(events).items() if n in manifest["jobs"]}
     if not tried:
@@ -166,7 +170,7 @@ def _timeline(manifest: dict, events, anchors: dict[str, str], limit: int = 150)
         bars = "".join(_bar(a, job, a is tried[name][-1], origin, whole) for a in tried[name])
         took = duration(tried[name][-1].end - tried[name][-1].start)
         rows.append(f'<li><a href="#{anchors[name]}">{escape(name)}</a><span class="track">{bars}</span><b>{took}</b></li>')
-    ticks = "".join(f'<i style="left:{100 * t / whole:.2f}%">{duration(t) if t else "0"}</i>' for t in _ticks(whole))
+    ticks = "".join(f'<i style="left:{100 * t / whole:.2f}%">{_tick(t)}</i>' for t in _ticks(whole))
     more = f'<p class="soft">{len(tried) - limit} shorter jobs are not drawn.</p>' if len(tried) > limit else ""
     return Html(f'<ol class="time"><li class="ticks" aria-hidden="true"><span></span><span class="track">{ticks}</span><b></b></li>{"".join(rows)}</ol>{more}')
 
@@ -201,7 +205,7 @@ def _grid(rows: list[list], header: list[str], kind: str = "") -> str:
     body = "".join("<tr>" + "".join(f"<td{c}>{escape(v)}</td>" for c, v in zip(classes, row)) + "</tr>" for row in rows)
     return f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
-# %% ../../nbs/pipeline/17_report.ipynb #4c06a24f
+# %% ../../nbs/pipeline/17_report.ipynb #38b6e9e7
 def _about(manifest: dict, previous: dict | None) -> list[tuple[str, str]]:
     git, command = manifest.get("git") or {}, manifest.get("command") or []
     told = [
@@ -220,12 +224,12 @@ def _about(manifest: dict, previous: dict | None) -> list[tuple[str, str]]:
 def _header(manifest: dict, previous: dict | None, anchors: dict[str, str]) -> str:
     title, sentence = verdict(manifest)
     bad = next((n for n, j in manifest["jobs"].items() if j["state"] in broken), None)
-    words = f'<a href="#{anchors[bad]}">{escape(sentence)}</a><br>{escape(tally(manifest))} in {duration(manifest.get("seconds"))}' if bad else escape(sentence)
+    words = f'<a href="#{anchors[bad]}">{escape(sentence)}</a><br>{escape(tally(manifest))}' if bad else escape(sentence)
     about = "".join(f"<div><dt>{escape(n)}</dt><dd>{escape(v)}</dd></div>" for n, v in _about(manifest, previous))
     name = f"<h1>{escape(manifest.get('pipeline') or 'run')} <span>{escape(title.lower())}</span></h1>"
     return f'<header class="{state_class(manifest["state"])}">{mark(manifest["state"], 40)}<div>{name}<p>{words}</p></div><dl>{about}</dl></header>'
 
-# %% ../../nbs/pipeline/17_report.ipynb #56dfee65
+# %% ../../nbs/pipeline/17_report.ipynb #7996b13d
 def _note(job: dict) -> str:
     ran = job["state"] not in ("cached", "skipped", "not run", "running") and job.get("seconds") is not None
     return f"{duration(job['seconds'])}{'' if job['state'] == 'done' else ', ' + job['state']}" if ran else job["state"]
@@ -250,11 +254,16 @@ def _delta(words: str) -> str:
     return f' <span class="soft">{escape(words)}</span>' if words and words != "=" else ""
 
 
+def _warned(job: dict) -> str:
+    n = len(job.get("warnings") or [])
+    return f'<br><span class="soft">{n} warning{"s" * (n != 1)}</span>' if n else ""
+
+
 def _jobs(manifest: dict, previous: dict | None, anchors: dict[str, str]) -> str:
     rows, again = [], any((j.get("attempts") or 0) > 1 for j in manifest["jobs"].values())
     for name, job in manifest["jobs"].items():
         ran = job["state"] not in ("cached", "skipped", "not run")
-        state = Html(f'<span class="state">{mark(job["state"])}{escape(job["state"])}</span>')
+        state = Html(f'<span class="state">{mark(job["state"])}{escape(job["state"])}</span>{_warned(job)}')
         row = [Html(f'<a href="#{anchors[name]}">{escape(name)}</a>'), state, brief("; ".join(job.get("why") or []), 120), Html(_result(name, job, previous))]
         row += [duration(job.get("seconds")) if ran else "", size(job["peak_memory"]) if ran and job.get("peak_memory") else ""]
         rows.append(row + [job.get("attempts") or ""] * again)
@@ -315,7 +324,7 @@ def _files(job: dict, sizes: dict[str, int]) -> str:
     rows += [["out", n, _digest(o.get("digest")), size(o.get("size"))] for n, o in (job.get("outputs") or {}).items()]
     return _grid(rows[:200], ["", "name", "content", "size "]) if rows else ""
 
-# %% ../../nbs/pipeline/17_report.ipynb #3a55f1be
+# %% ../../nbs/pipeline/17_report.ipynb #183dfa27
 def _cells(job: dict, limit: int = 300) -> str:
     cells = sorted(job.get("cells") or [], key=lambda c: c["index"]) if job["state"] != "cached" else []
     most = max((c.get("seconds") or 0 for c in cells), default=0) or 1
@@ -341,11 +350,11 @@ def _trouble(job: dict) -> str:
 
 
 def _pictures(shown: list[Picture], left: int) -> str:
-    drawn = "".join(f'<figure><img src="{p.uri}" alt="picture drawn in {escape(p.caption)}" loading="lazy"><figcaption>{escape(p.caption)}</figcaption></figure>' for p in shown)
+    drawn = "".join(f'<figure><img src="{p.uri}" alt="picture drawn in {escape(p.caption)}" decoding="async"><figcaption>{escape(p.caption)}</figcaption></figure>' for p in shown)
     more = f'<p class="soft">{left} more picture{"s" * (left != 1)} in the notebook.</p>' if left else ""
     return f'<div class="pictures">{drawn}</div>{more}' if shown or left else ""
 
-# %% ../../nbs/pipeline/17_report.ipynb #36b0c86f
+# %% ../../nbs/pipeline/17_report.ipynb #bfbab540
 @dataclass
 class Context:
     "What the sections of a page share."
@@ -383,9 +392,10 @@ def _before(name: str, job: dict, previous: dict | None) -> str:
 
 
 def _opens(page: Context, job: dict) -> bool:
-    return job["state"] in broken or (job["state"] in ("done", "cached") and len(page.manifest["jobs"]) <= 6)
+    few = len(page.manifest["jobs"]) <= 6 and not any(j["state"] in broken for j in page.manifest["jobs"].values())
+    return job["state"] in broken or (few and job["state"] in ("done", "cached"))
 
-# %% ../../nbs/pipeline/17_report.ipynb #2f9c1b08
+# %% ../../nbs/pipeline/17_report.ipynb #ff565a40
 _style = """
 :root{color-scheme:light dark;--bg:#fafaf9;--card:#fff;--ink:#1d2127;--soft:#626a75;--rule:#e5e7ea;--tint:#f3f4f5;--link:#2458b3;--done:#2a9461;--cached:#6b7fa8;--run:#3b7ddd;--bad:#d2434c;--stop:#c8690f;--none:#828b98}
 @media (prefers-color-scheme:dark){:root{--bg:#131519;--card:#1a1d22;--ink:#e4e6ea;--soft:#9aa2ad;--rule:#2c3037;--tint:#22262c;--link:#8db4f5;--done:#4dbd8a;--cached:#92a5ce;--run:#6ea4f2;--bad:#ef7078;--stop:#e69a4c;--none:#8c95a2}.mk-cut{stroke:var(--card)}}
@@ -394,14 +404,14 @@ svg [class^=mk-]:not(.mk-cut),svg .mk-box{fill:var(--c);stroke:var(--c)}svg .mk-
 *{box-sizing:border-box}html{scroll-padding-top:4.5rem}
 body{margin:0 auto;max-width:70rem;padding:2rem 1.25rem 4rem;background:var(--bg);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif;overflow-wrap:anywhere}
 a{color:var(--link);text-decoration:none}a:hover{text-decoration:underline}:focus-visible{outline:2px solid var(--link);outline-offset:2px;border-radius:4px}
-svg a:hover rect{fill-opacity:.2}
+svg a{color:inherit}svg a:hover rect{fill-opacity:.2}
 code,pre{font:12.5px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}.soft,dt,figcaption{color:var(--soft)}
 header{display:grid;grid-template-columns:auto 1fr;gap:.25rem 1rem;align-items:start;margin-bottom:1.5rem}header>svg{margin-top:.3rem}
 h1{font-size:1.7rem;font-weight:650;letter-spacing:-.015em;line-height:1.2;margin:0}h1 span{font-weight:400;color:var(--soft)}header p{margin:.25rem 0 0}header.mk-failed p a{color:inherit;text-decoration:underline;text-decoration-color:var(--bad);text-underline-offset:3px}
 dl{display:flex;flex-wrap:wrap;gap:.15rem 1.4rem;margin:0}dl div{display:flex;gap:.45rem}dd{margin:0}header dl{grid-column:1/-1;font-size:.83rem;margin-top:.75rem;padding-top:.75rem;border-top:1px solid var(--rule)}
 h2{font-size:.95rem;font-weight:600;margin:2rem 0 .6rem}h3{font-size:.8rem;font-weight:600;color:var(--soft);margin:1.1rem 0 .35rem}
-.card,.job{background:var(--card);border:1px solid var(--rule);border-radius:12px}.card{padding:1.1rem}.graph{overflow:auto;max-height:36rem}.graph svg{display:block;margin:auto}
-.time{list-style:none;margin:0;padding:1.1rem;font-size:.85rem}.time li{display:grid;grid-template-columns:minmax(5rem,13rem) 1fr 4.8rem;gap:.8rem;align-items:center;min-height:1.7rem}.time a{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}.time b{font-weight:400;text-align:right;color:var(--soft);font-variant-numeric:tabular-nums}
+.card,.job{background:var(--card);border:1px solid var(--rule);border-radius:12px}.card{padding:.7rem 1.1rem}.graph{padding:1.1rem}.tall{overflow:auto;max-height:34rem;padding-top:0}.tall .wide{overflow:visible}.tall th{position:sticky;top:0;background:var(--card)}.tall table{width:auto;min-width:min(100%,34rem)}.graph{overflow:auto;max-height:36rem}.graph svg{display:block;margin:auto}
+.time{list-style:none;margin:0;padding:0;font-size:.85rem}.time li{display:grid;grid-template-columns:minmax(5rem,13rem) 1fr 4.8rem;gap:.8rem;align-items:center;min-height:1.7rem}.time a{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}.time b{font-weight:400;text-align:right;color:var(--soft);font-variant-numeric:tabular-nums}
 .track{position:relative;height:1rem;border-radius:4px;background:var(--tint)}.ticks .track{background:none;color:var(--soft);font-size:.75rem}.ticks i{position:absolute;font-style:normal;white-space:nowrap;border-left:1px solid var(--rule);padding-left:.25rem}
 .bar{position:absolute;top:0;bottom:0;min-width:3px;border-radius:4px;overflow:hidden;background:color-mix(in srgb,var(--c) 38%,transparent)}.bar i{position:absolute;top:0;bottom:0;background:var(--c);border-right:1px solid var(--card)}
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.87rem}th{font-weight:500;color:var(--soft);text-align:left;font-size:.8rem}th,td{padding:.38rem .9rem .38rem 0;border-bottom:1px solid var(--rule);vertical-align:top}tr:last-child td{border-bottom:0}th:last-child,td:last-child{padding-right:0}.r{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}.jobs td:nth-child(3){color:var(--soft)}.jobs td:first-child,.state{white-space:nowrap}.state{display:inline-flex;gap:.45rem;align-items:center}.jobs b{font-weight:600}
@@ -411,11 +421,11 @@ h2{font-size:.95rem;font-weight:600;margin:2rem 0 .6rem}h3{font-size:.8rem;font-
 .error{margin:.7rem 0;border-left:3px solid var(--bad);padding-left:.9rem}.error p{margin:0 0 .4rem}pre{margin:0;padding:.8rem 1rem;overflow:auto;max-height:24rem;border-radius:8px;background:var(--tint);white-space:pre;overflow-wrap:normal}.warn{margin:.7rem 0;padding:.1rem 0 .1rem 2rem;border-left:3px solid var(--stop);font-size:.87rem}
 .pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,19rem),1fr));gap:.9rem;margin-top:1rem}figure{margin:0}figure img{display:block;max-width:100%;max-height:26rem;margin:auto;background:#fff;border-radius:8px;border:1px solid var(--rule)}figcaption{font-size:.8rem;margin-top:.3rem;text-align:center}
 .spark{vertical-align:-4px;color:var(--run)}
-@media (max-width:40rem){body{padding:1.1rem .8rem}.jobs td:nth-child(3),.jobs th:nth-child(3){display:none}.time li{grid-template-columns:6rem 1fr 3.8rem;gap:.5rem}}
-@media print{:root{--bg:#fff}body{max-width:none;padding:0;font-size:10pt}.graph,pre{max-height:none;overflow:visible}.graph svg{max-width:100%;height:auto}pre{white-space:pre-wrap}.job,figure,tr{break-inside:avoid-page}.job::details-content{content-visibility:visible;display:block}.job>summary::after{display:none}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
+@media (max-width:40rem){body{padding:1.1rem .8rem}.jobs td:nth-child(3),.jobs th:nth-child(3),.ticks i:nth-child(even){display:none}.time li{grid-template-columns:6rem 1fr 3.8rem;gap:.5rem}}
+@media print{:root{--bg:#fff}body{max-width:none;padding:0;font-size:10pt}.graph,.tall,pre{max-height:none;overflow:visible}.graph svg{max-width:100%;height:auto}pre{white-space:pre-wrap}.job,figure,tr{break-inside:avoid-page}.job::details-content{content-visibility:visible;display:block}.job>summary::after{display:none}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 """
 
-# %% ../../nbs/pipeline/17_report.ipynb #3b8cc94d
+# %% ../../nbs/pipeline/17_report.ipynb #891ac89e
 _policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
@@ -436,9 +446,9 @@ def page(
     context = Context(manifest, previous, anchors, folder, here, sizes=sizes)
     parts = [
         _header(manifest, previous, anchors), _section("Graph", _graph(manifest, anchors) if len(jobs) > 1 else "", "card graph"),
-        *[_section(f"Sweep over {escape(', '.join(names))}", _sweep_table(names, rows)) for names, rows in _sweeps(manifest)],
+        *[_section(f"Sweep over {escape(', '.join(names))}", _sweep_table(names, rows), "card tall") for names, rows in _sweeps(manifest)],
         _section("Jobs", _jobs(manifest, previous, anchors) if jobs else ""), _section("Time", _timeline(manifest, events, anchors)),
-        _section("Details", "".join(_job(context, n, j) for n, j in jobs.items()), ""),
+        _section("Details", "".join(_job(context, n, jobs[n]) for n in sorted(jobs, key=lambda n: jobs[n]["state"] not in broken)), ""),
     ]  # fmt: skip
     title = escape(f"{manifest.get('pipeline') or 'run'}: {verdict(manifest)[0].lower()}")
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><meta http-equiv="Content-Security-Policy" content="{_policy}"><meta name="generator" content="mlkit">'

@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from ..core.display import brief, duration, escape, number, plain, size, text_table
 
-# %% ../../nbs/pipeline/16_summary.ipynb #dcbaa5cc
+# %% ../../nbs/pipeline/16_summary.ipynb #51b19ef1
 broken = ("failed", "killed", "out of memory", "timed out", "interrupted")  # states of a job that went wrong by itself
 _titles = {"done": "Passed", "failed": "Failed", "interrupted": "Interrupted", "running": "Running"}
 
@@ -27,7 +27,8 @@ def place(job: dict) -> str:
     "Say in a few words what went wrong in a job and where; empty if nothing did."
     error = job.get("error") or {}
     where = f"cell {error['cell'] + 1}: " if error.get("cell") is not None else ""
-    what = ": ".join(filter(None, [brief(error.get("name") or "", 80), brief(error.get("value") or "", 300)]))
+    named = error.get("name") or "" if job["state"] == "failed" or not error.get("value") else ""  # "killed: Killed: it was killed" says it thrice
+    what = ": ".join(filter(None, [brief(named, 80), brief(error.get("value") or "", 300)]))
     return where + what if where or what else (job["state"] if job["state"] in broken else "")
 
 
@@ -36,22 +37,24 @@ def verdict(manifest: dict) -> tuple[str, str]:
     title = _titles.get(manifest["state"], str(manifest["state"]).capitalize())
     for name, job in manifest["jobs"].items():
         if job["state"] in broken:
-            return title, f"{name} {job['state']}: {place(job)}" if job.get("error") else f"{name}: {job['state']}"
-    return title, f"{tally(manifest)} in {duration(manifest.get('seconds'))}{_saved(manifest)}"
+            return title, f"{name} failed: {place(job)}" if job["state"] == "failed" else f"{name}: {place(job)}"
+    return title, tally(manifest)
 
-# %% ../../nbs/pipeline/16_summary.ipynb #4284ffc9
+# %% ../../nbs/pipeline/16_summary.ipynb #20b4f66d
 _words = {"done": "ran", "cached": "reused", "not run": "not run"}
 
 
 def tally(manifest: dict) -> str:
-    "Say how many jobs ended how: `4 jobs: 1 ran, 3 reused`."
+    "Say how many jobs ended how, and in what time."
     found, total = counts(manifest), len(manifest["jobs"])
-    return f"{total} job{'s' * (total != 1)}: {', '.join(f'{n:,} {_words.get(s, s)}' for s, n in found.most_common())}" if total else "no jobs"
+    took = f" in {duration(manifest['seconds'])}" if manifest.get("seconds") is not None else ""
+    jobs = f"{total:,} job{'s' * (total != 1)}" if total else "no jobs"
+    return f"{jobs}{took}{': ' * bool(found)}{', '.join(f'{n:,} {_words.get(s, s)}' for s, n in found.most_common())}{_saved(manifest)}"
 
 
 def _saved(manifest: dict) -> str:
     saved = sum(job.get("seconds") or 0 for job in manifest["jobs"].values() if job["state"] == "cached")
-    return f", saved {duration(saved)}" if saved >= 1 else ""
+    return f" ({duration(saved)} saved)" if saved >= 1 else ""
 
 # %% ../../nbs/pipeline/16_summary.ipynb #60b65c5b
 @dataclass(frozen=True)
