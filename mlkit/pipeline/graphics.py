@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from ..core.display import Html, escape, width
 
-# %% ../../nbs/pipeline/15_graphics.ipynb #a644eb4f
+# %% ../../nbs/pipeline/15_graphics.ipynb #c2c849c7
 _colours = {
     "done": "#2a9461", "cached": "#6b7fa8", "running": "#3b7ddd", "run": "#3b7ddd", "failed": "#d2434c", "killed": "#c8690f", "out of memory": "#c8690f",
     "timed out": "#c8690f", "interrupted": "#c8690f",
@@ -22,7 +22,9 @@ _line = 'fill="none" stroke-width="1.7" stroke-linecap="round" stroke-linejoin="
 _disc = f'<circle r="7" stroke="none"/><path class="mk-cut" d="M-3.2 .2-1 2.6 3.3-2.5" stroke="#fff" {_line}/>'
 _ring = f'<circle r="6.2" {_line}/><path d="M-2.7 .1-.8 2.1 2.8-2" {_line}/>'
 _square = f'<rect x="-6.5" y="-6.5" width="13" height="13" rx="2.5" stroke="none"/><path class="mk-cut" d="M-2.7-2.7 2.7 2.7M2.7-2.7-2.7 2.7" stroke="#fff" {_line}/>'
-_triangle = f'<path d="M0-7 7.4 6H-7.4Z" stroke-width="1.4" stroke-linejoin="round"/><path class="mk-cut" d="M0-2.6V1.6M0 4.1V4.2" stroke="#fff" {_line}/>'
+_triangle = (
+    f'<path d="M0-7 7.4 6H-7.4Z" stroke-width="1.4" stroke-linejoin="round"/><path class="mk-cut" d="M0-2.6V1.6M0 4.1V4.2" stroke="#fff" {_line}/>'
+)
 _play = f'<circle r="6.2" {_line}/><path d="M-2-3.2 3.4 0-2 3.2Z" stroke="none"/>'
 _dashed = f'<circle r="6.2" stroke-dasharray="2.4 2.6" {_line}/>'
 _skipped = f'{_dashed}<path d="M-2.6 0H2.6" {_line}/>'
@@ -188,7 +190,7 @@ def _set_sizes(boxes: list[Box], states: dict[str, str]):
 def _per_row(box: Box) -> int:
     return int((box.width - 24) // 12)
 
-# %% ../../nbs/pipeline/15_graphics.ipynb #8f7f6880
+# %% ../../nbs/pipeline/15_graphics.ipynb #89c6c789
 def _linked(body: str, href: str | None, label: str, more: str = "") -> str:
     return f'<a href="{escape(href)}"{more}><title>{escape(label)}</title>{body}</a>' if href else f"<g><title>{escape(label)}</title>{body}</g>"
 
@@ -202,7 +204,9 @@ def _draw_box(box: Box, states: dict[str, str], links: dict[str, str]) -> str:
     body = f'<g class="mk-box {state_class(state)}" {colour}><rect x="{box.x:g}" y="{top:g}" width="{box.width:g}" height="{box.height:g}" rx="9" fill-opacity=".09" stroke-opacity=".55"{dash}/></g>'
     body += _mark(state, box.x + 20, box.y) if state else ""
     body += f'<text x="{text_x:g}" y="{top + (19.5 if note else 27.5):g}" font-size="13" font-weight="600">{escape(_clip(name, int(places)))}</text>'
-    body += f'<text x="{text_x:g}" y="{top + 35:g}" font-size="11" fill-opacity=".72">{escape(_clip(note, int(places / 0.84)))}</text>' if note else ""
+    body += (
+        f'<text x="{text_x:g}" y="{top + 35:g}" font-size="11" fill-opacity=".72">{escape(_clip(note, int(places / 0.84)))}</text>' if note else ""
+    )
     if len(box.jobs) == 1:
         return _linked(body, links.get(box.jobs[0]), f"{box.jobs[0]}: {box.note or state}" if box.note or state else box.jobs[0])
     return f"<g>{body}{_draw_marks(box, top + 50, states, links)}</g>"
@@ -215,7 +219,7 @@ def _draw_marks(box: Box, top: float, states: dict[str, str], links: dict[str, s
         drawn.append(_linked(at, links.get(job), f"{job}: {states.get(job, '')}", ' tabindex="-1"'))
     return "".join(drawn)
 
-# %% ../../nbs/pipeline/15_graphics.ipynb #3037efce
+# %% ../../nbs/pipeline/15_graphics.ipynb #25a2baf7
 def _draw_edge(path: list[Box]) -> str:
     at = path[0]
     line = f"M{at.x + at.width:g} {at.y:g}"
@@ -242,4 +246,6 @@ def graph_svg(
     wide, high = max(b.x + b.width for b in boxes) + 4, max(b.y + b.height / 2 for path in [*paths, boxes] for b in path) + 4
     head = f'<svg class="mk-graph" xmlns="http://www.w3.org/2000/svg" width="{wide:.0f}" height="{high:.0f}" viewBox="-2 -2 {wide:.0f} {high:.0f}" role="group" aria-label="Graph of {len(nodes)} jobs"'
     ink = f'<g fill="none" stroke="currentColor" stroke-width="1.4" opacity=".38">{"".join(map(_draw_edge, paths))}</g>'
-    return Html(f'{head} fill="currentColor" font-family="system-ui,sans-serif">{ink}{"".join(_draw_box(b, states or {}, links or {}) for b in boxes)}</svg>')
+    return Html(
+        f'{head} fill="currentColor" font-family="system-ui,sans-serif">{ink}{"".join(_draw_box(b, states or {}, links or {}) for b in boxes)}</svg>'
+    )

@@ -132,7 +132,7 @@ def attempts(events) -> dict[str, list[Attempt]]:
                 last.cells.setdefault(event["index"], [when - (event.get("seconds") or 0.0), when])[1] = when
     return found
 
-# %% ../../nbs/pipeline/17_report.ipynb #453006b4
+# %% ../../nbs/pipeline/17_report.ipynb #0d0c2d6b
 def _span(start: float, end: float, origin: float, whole: float) -> str:
     return f"left:{100 * (start - origin) / whole:.2f}%;width:{max(0.0, 100 * (end - start) / whole):.2f}%"
 
@@ -148,7 +148,16 @@ def _bar(tried: Attempt, job: dict, last: bool, origin: float, whole: float) -> 
 
 
 def _ticks(whole: float) -> list[float]:
-    steps = [s * m for m, ss in ((1e-3, (1, 2, 5, 10, 20, 50, 100, 200, 500)), (1, (1, 2, 5, 10, 15, 30)), (60, (1, 2, 5, 10, 15, 30)), (3600, (1, 2, 4, 6, 12, 24, 48, 96, 240))) for s in ss]
+    steps = [
+        s * m
+        for m, ss in (
+            (1e-3, (1, 2, 5, 10, 20, 50, 100, 200, 500)),
+            (1, (1, 2, 5, 10, 15, 30)),
+            (60, (1, 2, 5, 10, 15, 30)),
+            (3600, (1, 2, 4, 6, 12, 24, 48, 96, 240)),
+        )
+        for s in ss
+    ]
     step = next((s for s in steps if whole / s <= 6), whole / 4)
     return [i * step for i in range(int(whole / step * 0.97) + 1)]
 
@@ -156,7 +165,7 @@ def _ticks(whole: float) -> list[float]:
 def _tick(seconds: float) -> str:
     return f"{seconds:g} s" if 1 <= seconds < 60 or not seconds else duration(seconds).removesuffix(" 0 s").removesuffix(" 0 m")
 
-# %% ../../nbs/pipeline/17_report.ipynb #f75fd9b2
+# %% ../../nbs/pipeline/17_report.ipynb #c6400728
 def _timeline(manifest: dict, events, anchors: dict[str, str], limit: int = 150) -> Html:
     tried = {n: a for n, a in attempts(events).items() if n in manifest["jobs"]}
     if not tried:
@@ -172,9 +181,11 @@ def _timeline(manifest: dict, events, anchors: dict[str, str], limit: int = 150)
         rows.append(f'<li><a href="#{anchors[name]}">{escape(name)}</a><span class="track">{bars}</span><b>{took}</b></li>')
     ticks = "".join(f'<i style="left:{100 * t / whole:.2f}%">{_tick(t)}</i>' for t in _ticks(whole))
     more = f'<p class="soft">{len(tried) - limit} shorter jobs are not drawn.</p>' if len(tried) > limit else ""
-    return Html(f'<ol class="time"><li class="ticks" aria-hidden="true"><span></span><span class="track">{ticks}</span><b></b></li>{"".join(rows)}</ol>{more}')
+    return Html(
+        f'<ol class="time"><li class="ticks" aria-hidden="true"><span></span><span class="track">{ticks}</span><b></b></li>{"".join(rows)}</ol>{more}'
+    )
 
-# %% ../../nbs/pipeline/17_report.ipynb #4149be4d
+# %% ../../nbs/pipeline/17_report.ipynb #d6e904c4
 def _anchors(manifest: dict) -> dict[str, str]:
     found, taken = {}, set()
     for i, name in enumerate(manifest["jobs"]):
@@ -188,7 +199,11 @@ def _quantity(value) -> str:
     "Write a value for a cell of a table; a series of numbers also as a line."
     numbers = [v for v in value if isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e300] if isinstance(value, list) else []
     if len(numbers) < 3 or len(numbers) != len(value):
-        return f'<span title="{escape(brief(value, 2000))}">{escape(brief(value))}</span>' if isinstance(value, (str, list, dict)) else escape(brief(value))
+        return (
+            f'<span title="{escape(brief(value, 2000))}">{escape(brief(value))}</span>'
+            if isinstance(value, (str, list, dict))
+            else escape(brief(value))
+        )
     return f'{_sparkline(numbers[:: max(1, len(numbers) // 200)])} <span title="{escape(brief(value, 2000))}">{escape(brief(numbers[-1]))}</span>'
 
 
@@ -229,7 +244,7 @@ def _header(manifest: dict, previous: dict | None, anchors: dict[str, str]) -> s
     name = f"<h1>{escape(manifest.get('pipeline') or 'run')} <span>{escape(title.lower())}</span></h1>"
     return f'<header class="{state_class(manifest["state"])}">{mark(manifest["state"], 40)}<div>{name}<p>{words}</p></div><dl>{about}</dl></header>'
 
-# %% ../../nbs/pipeline/17_report.ipynb #7996b13d
+# %% ../../nbs/pipeline/17_report.ipynb #375e327a
 def _note(job: dict) -> str:
     ran = job["state"] not in ("cached", "skipped", "not run", "running") and job.get("seconds") is not None
     return f"{duration(job['seconds'])}{'' if job['state'] == 'done' else ', ' + job['state']}" if ran else job["state"]
@@ -247,7 +262,7 @@ def _result(name: str, job: dict, previous: dict | None) -> str:
     if job["state"] in (*broken, "skipped", "not run"):
         return escape(brief(facts(job), 120)) if job["state"] in broken else ""
     shown = [c for c in changes(name, job, previous) if isinstance(c.now, (int, float, str))][:3]
-    return ", ".join(f'{escape(c.name)} <b>{escape(brief(c.now, 24))}</b>{_delta(c.words)}' for c in shown)
+    return ", ".join(f"{escape(c.name)} <b>{escape(brief(c.now, 24))}</b>{_delta(c.words)}" for c in shown)
 
 
 def _delta(words: str) -> str:
@@ -264,18 +279,25 @@ def _jobs(manifest: dict, previous: dict | None, anchors: dict[str, str]) -> str
     for name, job in manifest["jobs"].items():
         ran = job["state"] not in ("cached", "skipped", "not run")
         state = Html(f'<span class="state">{mark(job["state"])}{escape(job["state"])}</span>{_warned(job)}')
-        row = [Html(f'<a href="#{anchors[name]}">{escape(name)}</a>'), state, brief("; ".join(job.get("why") or []), 120), Html(_result(name, job, previous))]
+        row = [
+            Html(f'<a href="#{anchors[name]}">{escape(name)}</a>'),
+            state,
+            brief("; ".join(job.get("why") or []), 120),
+            Html(_result(name, job, previous)),
+        ]
         row += [duration(job.get("seconds")) if ran else "", size(job["peak_memory"]) if ran and job.get("peak_memory") else ""]
         rows.append(row + [job.get("attempts") or ""] * again)
     return _grid(rows, ["job", "state", "why", "result", "time ", "memory "] + ["attempts "] * again, "jobs")
 
-# %% ../../nbs/pipeline/17_report.ipynb #3b951394
+# %% ../../nbs/pipeline/17_report.ipynb #58fac5e7
 def _sweeps(manifest: dict) -> list[tuple[list[str], list[tuple[list, dict]]]]:
     "Group the variants: for each set of swept names, the values and the records of each variant."
     groups: dict[tuple, dict] = {}
     for job in manifest["jobs"].values():
         if variant := job.get("variant"):
-            numbers = {f"{job['stage']}.{n}": v for n, v in flat(job.get("records")).items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+            numbers = {
+                f"{job['stage']}.{n}": v for n, v in flat(job.get("records")).items() if isinstance(v, (int, float)) and not isinstance(v, bool)
+            }
             rows = groups.setdefault(tuple(variant), {})
             rows.setdefault(repr(list(variant.values())), (list(variant.values()), {}))[1].update(numbers)
     return [(list(names), list(rows.values())) for names, rows in groups.items() if len(rows) > 1 and any(r for _, r in rows.values())]
@@ -293,11 +315,14 @@ def _sweep_table(names: list[str], rows: list[tuple[list, dict]], limit: int = 1
     single = len({c.partition(".")[0] for c in columns}) == 1
     lines = []
     for variant, records in rows:
-        bars = [Html(f'<span class="meter" style="--p:{_share(records[c], values[c]):.0f}%">{brief(records[c])}</span>') if c in records else "" for c in columns]
+        bars = [
+            Html(f'<span class="meter" style="--p:{_share(records[c], values[c]):.0f}%">{brief(records[c])}</span>') if c in records else ""
+            for c in columns
+        ]
         lines.append([brief(v, 40) for v in variant] + bars)
     return _grid(lines, names + [(c.partition(".")[2] if single else c) + " " for c in columns], "sweep")
 
-# %% ../../nbs/pipeline/17_report.ipynb #a06e27e3
+# %% ../../nbs/pipeline/17_report.ipynb #3ed63e42
 def _part(title: str, body: str) -> str:
     return f"<h3>{title}</h3>{body}" if body else ""
 
@@ -310,7 +335,10 @@ def _records(name: str, job: dict, previous: dict | None) -> str:
 def _parameters(name: str, job: dict, previous: dict | None) -> str:
     before = (previous or {}).get("jobs", {}).get(name, {}).get("parameters")
     shown = compare(job.get("parameters"), before)
-    items = [f"<div><dt>{escape(c.name)}</dt><dd><code>{escape(brief(c.now, 200))}</code>{_delta(c.words) if c.words != 'new' else ''}</dd></div>" for c in shown]
+    items = [
+        f"<div><dt>{escape(c.name)}</dt><dd><code>{escape(brief(c.now, 200))}</code>{_delta(c.words) if c.words != 'new' else ''}</dd></div>"
+        for c in shown
+    ]
     return f'<dl class="params">{"".join(items)}</dl>' if items else ""
 
 
@@ -324,18 +352,28 @@ def _files(job: dict, sizes: dict[str, int]) -> str:
     rows += [["out", n, _digest(o.get("digest")), size(o.get("size"))] for n, o in (job.get("outputs") or {}).items()]
     return _grid(rows[:200], ["", "name", "content", "size "]) if rows else ""
 
-# %% ../../nbs/pipeline/17_report.ipynb #183dfa27
+# %% ../../nbs/pipeline/17_report.ipynb #932cd30d
 def _cells(job: dict, limit: int = 300) -> str:
     cells = sorted(job.get("cells") or [], key=lambda c: c["index"]) if job["state"] != "cached" else []
     most = max((c.get("seconds") or 0 for c in cells), default=0) or 1
     rows = []
     for c in cells[:limit]:
         took = Html(f'<span class="meter" style="--p:{100 * (c.get("seconds") or 0) / most:.0f}%">{duration(c.get("seconds"))}</span>')
-        rows.append([c["index"] + 1, Html(f"<code>{escape(brief(c.get('first_line') or '', 90))}</code>"), c["state"], took, size(c.get("peak_memory"))])
+        rows.append(
+            [c["index"] + 1, Html(f"<code>{escape(brief(c.get('first_line') or '', 90))}</code>"), c["state"], took, size(c.get("peak_memory"))]
+        )
     if not rows:
         return ""
     more = f'<p class="soft">{len(cells) - limit} more cells are told of in the notebook.</p>' if len(cells) > limit else ""
     return f"<details><summary>{len(cells)} cells</summary>{_grid(rows, [' ', 'code', 'state', 'time ', 'peak memory '])}{more}</details>"
+
+
+def _versions(job: dict) -> str:
+    found = job.get("versions")
+    if not found or not isinstance(found, dict):
+        return ""
+    words = ", ".join(f"{name} {version}" for name, version in found.items())
+    return f'<details><summary>{len(found)} package{"s" * (len(found) != 1)}</summary><p class="soft">{escape(words)}</p></details>'
 
 
 def _trouble(job: dict) -> str:
@@ -344,17 +382,20 @@ def _trouble(job: dict) -> str:
     if not error:
         return shown
     first = next((c.get("first_line") for c in job.get("cells") or [] if c["index"] == error.get("cell")), None)
-    where = f'<p>In cell {error["cell"] + 1}{f": <code>{escape(first)}</code>" if first else ""}</p>' if error.get("cell") is not None else ""
+    where = f"<p>In cell {error['cell'] + 1}{f': <code>{escape(first)}</code>' if first else ''}</p>" if error.get("cell") is not None else ""
     trace = plain(error.get("traceback") or "")[-20_000:].strip() or ": ".join(filter(None, [error.get("name"), error.get("value")]))
     return f'<div class="error">{where}<pre tabindex="0">{escape(trace)}</pre></div>{shown}'
 
 
 def _pictures(shown: list[Picture], left: int) -> str:
-    drawn = "".join(f'<figure><img src="{p.uri}" alt="picture drawn in {escape(p.caption)}" decoding="async"><figcaption>{escape(p.caption)}</figcaption></figure>' for p in shown)
+    drawn = "".join(
+        f'<figure><img src="{p.uri}" alt="picture drawn in {escape(p.caption)}" decoding="async"><figcaption>{escape(p.caption)}</figcaption></figure>'
+        for p in shown
+    )
     more = f'<p class="soft">{left} more picture{"s" * (left != 1)} in the notebook.</p>' if left else ""
     return f'<div class="pictures">{drawn}</div>{more}' if shown or left else ""
 
-# %% ../../nbs/pipeline/17_report.ipynb #bfbab540
+# %% ../../nbs/pipeline/17_report.ipynb #ec5a5711
 @dataclass
 class Context:
     "What the sections of a page share."
@@ -372,18 +413,28 @@ def _job(page: Context, name: str, job: dict) -> str:
     there = job.get("notebook") in page.notebooks
     shown, left = page.album.take(page.folder / job["notebook"]) if there else ([], 0)
     link = re.sub(r"[^\w./=,@~-]", lambda m: "".join(f"%{b:02X}" for b in m[0].encode("utf-8", "replace")), str(job.get("notebook")))
-    facts = [", ".join(job.get("why") or []), f"peak memory {size(job['peak_memory'])}" if job.get("peak_memory") else "", _kernel(job)]
+    facts = [_title(job), ", ".join(job.get("why") or []), f"peak memory {size(job['peak_memory'])}" if job.get("peak_memory") else "", _kernel(job)]
     lead = "".join(f"<p>{escape(f)}</p>" for f in facts if f) + (f'<p><a href="./{link}">executed notebook</a></p>' if there else "")
     body = [
         f'<div class="lead">{lead}</div>', _trouble(job), _part("Records", _records(name, job, page.previous)), _pictures(shown, left),
-        _part("Parameters", _parameters(name, job, page.previous)), _part("Files", _files(job, page.sizes)), _cells(job),
+        _part("Parameters", _parameters(name, job, page.previous)), _part("Files", _files(job, page.sizes)), _cells(job), _versions(job),
     ]  # fmt: skip
     head = f'{mark(job["state"], 18)}<b>{escape(name)}</b><span class="soft">{escape(_note(job))}{_before(name, job, page.previous)}</span>'
-    return f'<details class="job"{" open" if _opens(page, job) else ""}><summary>{head}</summary><div id="{page.anchors[name]}" class="body">{"".join(body)}</div></details>'
+    inside = f'<div id="{page.anchors[name]}" class="body">{"".join(body)}</div>'
+    return f'<details class="job"{" open" if _opens(page, job) else ""}><summary>{head}</summary>{inside}</details>'
+
+
+def _title(job: dict) -> str:
+    title = brief(job.get("title") or "", 120)
+    return "" if title.lower() == str(job.get("stage")).lower() else title
 
 
 def _kernel(job: dict) -> str:
-    return f"{'warm' if job.get('warm') else 'cold'} kernel in {duration(job['kernel_seconds'])}" if job.get("kernel_seconds") is not None and job["state"] != "cached" else ""
+    return (
+        f"{'warm' if job.get('warm') else 'cold'} kernel in {duration(job['kernel_seconds'])}"
+        if job.get("kernel_seconds") is not None and job["state"] != "cached"
+        else ""
+    )
 
 
 def _before(name: str, job: dict, previous: dict | None) -> str:
@@ -395,38 +446,70 @@ def _opens(page: Context, job: dict) -> bool:
     few = len(page.manifest["jobs"]) <= 6 and not any(j["state"] in broken for j in page.manifest["jobs"].values())
     return job["state"] in broken or (few and job["state"] in ("done", "cached"))
 
-# %% ../../nbs/pipeline/17_report.ipynb #ff565a40
+# %% ../../nbs/pipeline/17_report.ipynb #052ecf0c
 _style = """
-:root{color-scheme:light dark;--bg:#fafaf9;--card:#fff;--ink:#1d2127;--soft:#626a75;--rule:#e5e7ea;--tint:#f3f4f5;--link:#2458b3;--done:#2a9461;--cached:#6b7fa8;--run:#3b7ddd;--bad:#d2434c;--stop:#c8690f;--none:#828b98}
-@media (prefers-color-scheme:dark){:root{--bg:#131519;--card:#1a1d22;--ink:#e4e6ea;--soft:#9aa2ad;--rule:#2c3037;--tint:#22262c;--link:#8db4f5;--done:#4dbd8a;--cached:#92a5ce;--run:#6ea4f2;--bad:#ef7078;--stop:#e69a4c;--none:#8c95a2}.mk-cut{stroke:var(--card)}}
-.mk-done{--c:var(--done)}.mk-cached{--c:var(--cached)}.mk-running,.mk-run{--c:var(--run)}.mk-failed{--c:var(--bad)}.mk-killed,.mk-out-of-memory,.mk-timed-out,.mk-interrupted{--c:var(--stop)}.mk-skipped,.mk-not-run,.mk-none{--c:var(--none)}
+:root{color-scheme:light dark;--bg:#fafaf9;--card:#fff;--ink:#1d2127;--soft:#626a75;--rule:#e5e7ea;--tint:#f3f4f5;--link:#2458b3;--done:#2a9461;
+  --cached:#6b7fa8;--run:#3b7ddd;--bad:#d2434c;--stop:#c8690f;--none:#828b98}
+@media (prefers-color-scheme:dark){:root{--bg:#131519;--card:#1a1d22;--ink:#e4e6ea;--soft:#9aa2ad;--rule:#2c3037;--tint:#22262c;--link:#8db4f5;
+  --done:#4dbd8a;--cached:#92a5ce;--run:#6ea4f2;--bad:#ef7078;--stop:#e69a4c;--none:#8c95a2}.mk-cut{stroke:var(--card)}}
+.mk-done{--c:var(--done)}.mk-cached{--c:var(--cached)}.mk-running,.mk-run{--c:var(--run)}.mk-failed{--c:var(--bad)}
+.mk-killed,.mk-out-of-memory,.mk-timed-out,.mk-interrupted{--c:var(--stop)}.mk-skipped,.mk-not-run,.mk-none{--c:var(--none)}
 svg [class^=mk-]:not(.mk-cut),svg .mk-box{fill:var(--c);stroke:var(--c)}svg .mk-box.mk-none{fill:var(--none);stroke:var(--none)}
 *{box-sizing:border-box}html{scroll-padding-top:4.5rem}
 body{margin:0 auto;max-width:70rem;padding:2rem 1.25rem 4rem;background:var(--bg);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif;overflow-wrap:anywhere}
-a{color:var(--link);text-decoration:none}a:hover{text-decoration:underline}:focus-visible{outline:2px solid var(--link);outline-offset:2px;border-radius:4px}
+a{color:var(--link);text-decoration:none}a:hover{text-decoration:underline}
+:focus-visible{outline:2px solid var(--link);outline-offset:2px;border-radius:4px}
 svg a{color:inherit}svg a:hover rect{fill-opacity:.2}
 code,pre{font:12.5px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}.soft,dt,figcaption{color:var(--soft)}
 header{display:grid;grid-template-columns:auto 1fr;gap:.25rem 1rem;align-items:start;margin-bottom:1.5rem}header>svg{margin-top:.3rem}
-h1{font-size:1.7rem;font-weight:650;letter-spacing:-.015em;line-height:1.2;margin:0}h1 span{font-weight:400;color:var(--soft)}header p{margin:.25rem 0 0}header.mk-failed p a{color:inherit;text-decoration:underline;text-decoration-color:var(--bad);text-underline-offset:3px}
-dl{display:flex;flex-wrap:wrap;gap:.15rem 1.4rem;margin:0}dl div{display:flex;gap:.45rem}dd{margin:0}header dl{grid-column:1/-1;font-size:.83rem;margin-top:.75rem;padding-top:.75rem;border-top:1px solid var(--rule)}
+h1{font-size:1.7rem;font-weight:650;letter-spacing:-.015em;line-height:1.2;margin:0}h1 span{font-weight:400;color:var(--soft)}
+header p{margin:.25rem 0 0}header.mk-failed p a{color:inherit;text-decoration:underline;text-decoration-color:var(--bad);text-underline-offset:3px}
+dl{display:flex;flex-wrap:wrap;gap:.15rem 1.4rem;margin:0}dl div{display:flex;gap:.45rem}dd{margin:0}
+header dl{grid-column:1/-1;font-size:.83rem;margin-top:.75rem;padding-top:.75rem;border-top:1px solid var(--rule)}
 h2{font-size:.95rem;font-weight:600;margin:2rem 0 .6rem}h3{font-size:.8rem;font-weight:600;color:var(--soft);margin:1.1rem 0 .35rem}
-.card,.job{background:var(--card);border:1px solid var(--rule);border-radius:12px}.card{padding:.7rem 1.1rem}.graph{padding:1.1rem}.tall{overflow:auto;max-height:34rem;padding-top:0}.tall .wide{overflow:visible}.tall th{position:sticky;top:0;background:var(--card)}.tall table{width:auto;min-width:min(100%,34rem)}.graph{overflow:auto;max-height:36rem}.graph svg{display:block;margin:auto}
-.time{list-style:none;margin:0;padding:0;font-size:.85rem}.time li{display:grid;grid-template-columns:minmax(5rem,13rem) 1fr 4.8rem;gap:.8rem;align-items:center;min-height:1.7rem}.time a{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}.time b{font-weight:400;text-align:right;color:var(--soft);font-variant-numeric:tabular-nums}
-.track{position:relative;height:1rem;border-radius:4px;background:var(--tint)}.ticks .track{background:none;color:var(--soft);font-size:.75rem}.ticks i{position:absolute;font-style:normal;white-space:nowrap;border-left:1px solid var(--rule);padding-left:.25rem}
-.bar{position:absolute;top:0;bottom:0;min-width:3px;border-radius:4px;overflow:hidden;background:color-mix(in srgb,var(--c) 38%,transparent)}.bar i{position:absolute;top:0;bottom:0;background:var(--c);border-right:1px solid var(--card)}
-.wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.87rem}th{font-weight:500;color:var(--soft);text-align:left;font-size:.8rem}th,td{padding:.38rem .9rem .38rem 0;border-bottom:1px solid var(--rule);vertical-align:top}tr:last-child td{border-bottom:0}th:last-child,td:last-child{padding-right:0}.r{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}.jobs td:nth-child(3){color:var(--soft)}.jobs td:first-child,.state{white-space:nowrap}.state{display:inline-flex;gap:.45rem;align-items:center}.jobs b{font-weight:600}
+.card,.job{background:var(--card);border:1px solid var(--rule);border-radius:12px}.card{padding:.7rem 1.1rem}.graph{padding:1.1rem}
+.tall{overflow:auto;max-height:34rem;padding-top:0}.tall .wide{overflow:visible}.tall th{position:sticky;top:0;background:var(--card)}
+.tall table{width:auto;min-width:min(100%,34rem)}.graph{overflow:auto;max-height:36rem}.graph svg{display:block;margin:auto}
+.time{list-style:none;margin:0;padding:0;font-size:.85rem}
+.time li{display:grid;grid-template-columns:minmax(5rem,13rem) 1fr 4.8rem;gap:.8rem;align-items:center;min-height:1.7rem}
+.time a{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
+.time b{font-weight:400;text-align:right;color:var(--soft);font-variant-numeric:tabular-nums}
+.track{position:relative;height:1rem;border-radius:4px;background:var(--tint)}.ticks .track{background:none;color:var(--soft);font-size:.75rem}
+.ticks i{position:absolute;font-style:normal;white-space:nowrap;border-left:1px solid var(--rule);padding-left:.25rem}
+.bar{position:absolute;top:0;bottom:0;min-width:3px;border-radius:4px;overflow:hidden;background:color-mix(in srgb,var(--c) 38%,transparent)}
+.bar i{position:absolute;top:0;bottom:0;background:var(--c);border-right:1px solid var(--card)}
+.wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.87rem}th{font-weight:500;color:var(--soft);text-align:left;font-size:.8rem}
+th,td{padding:.38rem .9rem .38rem 0;border-bottom:1px solid var(--rule);vertical-align:top}tr:last-child td{border-bottom:0}
+th:last-child,td:last-child{padding-right:0}.r{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
+.jobs td:nth-child(3){color:var(--soft)}.jobs td:first-child,.state{white-space:nowrap}.state{display:inline-flex;gap:.45rem;align-items:center}
+.jobs b{font-weight:600}
 .meter{display:inline-block;min-width:6.5rem;padding:0 .3rem;border-radius:3px;background:linear-gradient(to right,color-mix(in srgb,var(--run) 22%,transparent) var(--p),transparent var(--p))}
-.job{margin:.55rem 0}.job>summary{display:flex;flex-wrap:wrap;gap:.2rem .6rem;align-items:center;padding:.65rem 1.1rem;cursor:pointer;list-style:none}.job>summary::-webkit-details-marker{display:none}.job>summary b{font-weight:600}.job>summary::after{content:"";margin-left:auto;width:.45rem;height:.45rem;border:solid var(--soft);border-width:0 1.5px 1.5px 0;transform:rotate(45deg)}.job[open]>summary::after{transform:rotate(225deg)}
-.body{padding:0 1.1rem 1.1rem}.body table{width:auto;min-width:min(100%,26rem)}.lead{display:flex;flex-wrap:wrap;gap:0 1.6rem;font-size:.87rem}.lead p{margin:0 0 .2rem}.params{font-size:.87rem}.body details summary{cursor:pointer;font-size:.8rem;font-weight:600;color:var(--soft);margin-top:1.1rem}
-.error{margin:.7rem 0;border-left:3px solid var(--bad);padding-left:.9rem}.error p{margin:0 0 .4rem}pre{margin:0;padding:.8rem 1rem;overflow:auto;max-height:24rem;border-radius:8px;background:var(--tint);white-space:pre;overflow-wrap:normal}.warn{margin:.7rem 0;padding:.1rem 0 .1rem 2rem;border-left:3px solid var(--stop);font-size:.87rem}
-.pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,19rem),1fr));gap:.9rem;margin-top:1rem}figure{margin:0}figure img{display:block;max-width:100%;max-height:26rem;margin:auto;background:#fff;border-radius:8px;border:1px solid var(--rule)}figcaption{font-size:.8rem;margin-top:.3rem;text-align:center}
+.job{margin:.55rem 0}.job>summary{display:flex;flex-wrap:wrap;gap:.2rem .6rem;align-items:center;padding:.65rem 1.1rem;cursor:pointer;list-style:none}
+.job>summary::-webkit-details-marker{display:none}.job>summary b{font-weight:600}
+.job>summary::after{content:"";margin-left:auto;width:.45rem;height:.45rem;border:solid var(--soft);border-width:0 1.5px 1.5px 0;transform:rotate(45deg)}
+.job[open]>summary::after{transform:rotate(225deg)}
+.body{padding:0 1.1rem 1.1rem}.body table{width:auto;min-width:min(100%,26rem)}.lead{display:flex;flex-wrap:wrap;gap:0 1.6rem;font-size:.87rem}
+.lead p{margin:0 0 .2rem}.params{font-size:.87rem}
+.body details summary{cursor:pointer;font-size:.8rem;font-weight:600;color:var(--soft);margin-top:1.1rem}
+.error{margin:.7rem 0;border-left:3px solid var(--bad);padding-left:.9rem}.error p{margin:0 0 .4rem}
+pre{margin:0;padding:.8rem 1rem;overflow:auto;max-height:24rem;border-radius:8px;background:var(--tint);white-space:pre;overflow-wrap:normal}
+.warn{margin:.7rem 0;padding:.1rem 0 .1rem 2rem;border-left:3px solid var(--stop);font-size:.87rem}
+.pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,19rem),1fr));gap:.9rem;margin-top:1rem}figure{margin:0}
+figure img{display:block;max-width:100%;max-height:26rem;margin:auto;background:#fff;border-radius:8px;border:1px solid var(--rule)}
+figcaption{font-size:.8rem;margin-top:.3rem;text-align:center}
 .spark{vertical-align:-4px;color:var(--run)}
-@media (max-width:40rem){body{padding:1.1rem .8rem}.jobs td:nth-child(3),.jobs th:nth-child(3),.ticks i:nth-child(even){display:none}.time li{grid-template-columns:6rem 1fr 3.8rem;gap:.5rem}}
-@media print{:root{--bg:#fff}body{max-width:none;padding:0;font-size:10pt}.graph,.tall,pre{max-height:none;overflow:visible}.graph svg{max-width:100%;height:auto}pre{white-space:pre-wrap}.job,figure,tr{break-inside:avoid-page}.job::details-content{content-visibility:visible;display:block}.job>summary::after{display:none}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
+@media (max-width:40rem){body{padding:1.1rem .8rem}.jobs td:nth-child(3),.jobs th:nth-child(3),.ticks i:nth-child(even){display:none}
+  .time li{grid-template-columns:6rem 1fr 3.8rem;gap:.5rem}}
+@media print{:root{--bg:#fff}body{max-width:none;padding:0;font-size:10pt}.graph,.tall,pre{max-height:none;overflow:visible}.graph svg{max-width:100%;
+  height:auto}pre{white-space:pre-wrap}h2,h3{break-after:avoid-page}.job,figure,tr{break-inside:avoid-page}
+  .job::details-content{content-visibility:visible;display:block}.job>summary::after{display:none}*{print-color-adjust:exact;
+  -webkit-print-color-adjust:exact}}
 """
 
-# %% ../../nbs/pipeline/17_report.ipynb #891ac89e
+# %% ../../nbs/pipeline/17_report.ipynb #dd21ef3d
 _policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+_head = f'''<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><meta name="generator" content="mlkit">
+<meta http-equiv="Content-Security-Policy" content="{_policy}"><link rel="icon" href="data:,">'''
 
 
 def _section(title: str, body: str, kind: str = "card") -> str:
@@ -451,8 +534,8 @@ def page(
         _section("Details", "".join(_job(context, n, jobs[n]) for n in sorted(jobs, key=lambda n: jobs[n]["state"] not in broken)), ""),
     ]  # fmt: skip
     title = escape(f"{manifest.get('pipeline') or 'run'}: {verdict(manifest)[0].lower()}")
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><meta http-equiv="Content-Security-Policy" content="{_policy}"><meta name="generator" content="mlkit">'
-    return f'<!doctype html>\n<html lang="en"><head>{head}<title>{title}</title><link rel="icon" href="data:,"><style>{_style}</style></head>\n<body>\n{chr(10).join(filter(None, parts))}\n</body></html>\n'
+    body = "\n".join(filter(None, parts))
+    return f'<!doctype html>\n<html lang="en"><head>{_head}<title>{title}</title><style>{_style}</style></head>\n<body>\n{body}\n</body></html>\n'
 
 
 def write(
@@ -465,7 +548,7 @@ def write(
     ran = any(job.get("started") for job in manifest["jobs"].values())
     return write_atomic(folder / "report.html", page(manifest, previous, read_events(folder) if ran else (), folder))
 
-# %% ../../nbs/pipeline/17_report.ipynb #3d7dca40
+# %% ../../nbs/pipeline/17_report.ipynb #9e550105
 class RunView:
     "A run as Jupyter shows it: the verdict, the graph and a small table."
 
@@ -477,7 +560,8 @@ class RunView:
         rows = [[mark(j["state"]), n, _note(j), brief(facts(j), 100)] for n, j in list(self.manifest["jobs"].items())[:60]]
         more = f"<p>{len(self.manifest['jobs']) - 60} more jobs</p>" if len(self.manifest["jobs"]) > 60 else ""
         graph = f'<div style="overflow-x:auto;margin:8px 0">{_graph(self.manifest, {})}</div>' if len(self.manifest["jobs"]) > 1 else ""
-        return f"<div><b>{escape(self.manifest.get('pipeline') or 'run')}: {escape(title.lower())}</b>. {escape(sentence)}{graph}{html_table(rows, align='llrl')}{more}</div>"
+        words = f"<b>{escape(self.manifest.get('pipeline') or 'run')}: {escape(title.lower())}</b>. {escape(sentence)}"
+        return f"<div>{words}{graph}{html_table(rows, align='llll')}{more}</div>"
 
     def __repr__(self) -> str:
         return text(self.manifest)

@@ -40,8 +40,9 @@ def verdict(manifest: dict) -> tuple[str, str]:
             return title, f"{name} failed: {place(job)}" if job["state"] == "failed" else f"{name}: {place(job)}"
     return title, tally(manifest)
 
-# %% ../../nbs/pipeline/16_summary.ipynb #20b4f66d
-_words = {"done": "ran", "cached": "reused", "not run": "not run"}
+# %% ../../nbs/pipeline/16_summary.ipynb #cee9de93
+_words = {"done": "ran", "cached": "reused"}
+_order = ("running", *broken, "done", "cached", "skipped", "not run")
 
 
 def tally(manifest: dict) -> str:
@@ -49,7 +50,8 @@ def tally(manifest: dict) -> str:
     found, total = counts(manifest), len(manifest["jobs"])
     took = f" in {duration(manifest['seconds'])}" if manifest.get("seconds") is not None else ""
     jobs = f"{total:,} job{'s' * (total != 1)}" if total else "no jobs"
-    return f"{jobs}{took}{': ' * bool(found)}{', '.join(f'{n:,} {_words.get(s, s)}' for s, n in found.most_common())}{_saved(manifest)}"
+    order = sorted(found, key=lambda s: _order.index(s) if s in _order else len(_order))
+    return f"{jobs}{took}{': ' * bool(found)}{', '.join(f'{found[s]:,} {_words.get(s, s)}' for s in order)}{_saved(manifest)}"
 
 
 def _saved(manifest: dict) -> str:
@@ -99,7 +101,7 @@ def changes(name: str, job: dict, previous: dict | None) -> list[Change]:
     "Set the records of a job beside those of the run before."
     return compare(job.get("records"), (previous or {}).get("jobs", {}).get(name, {}).get("records"))
 
-# %% ../../nbs/pipeline/16_summary.ipynb #09cf15a6
+# %% ../../nbs/pipeline/16_summary.ipynb #5ec4543c
 def facts(job: dict, limit: int = 4) -> str:
     "Say in a few words what came of a job: its first records, or what went wrong, or why it did not run."
     if job["state"] in broken:
@@ -116,7 +118,15 @@ def text(manifest: dict) -> str:
     rows = []
     for name, job in shown.items():
         ran = job["state"] not in ("cached", "skipped", "not run")
-        rows.append([name, job["state"], duration(job.get("seconds")) if ran else "", size(job["peak_memory"]) if ran and job.get("peak_memory") else "", brief(facts(job), 100)])
+        rows.append(
+            [
+                name,
+                job["state"],
+                duration(job.get("seconds")) if ran else "",
+                size(job["peak_memory"]) if ran and job.get("peak_memory") else "",
+                brief(facts(job), 100),
+            ]
+        )
     title, sentence = verdict(manifest)
     table = text_table(rows, ["job", "state", "time", "memory", "result"], "llrrl") + "\n\n" if rows else ""
     return table + plain(f"{title}. {sentence}")
@@ -154,7 +164,7 @@ def junit(manifest: dict) -> str:
     suite = f'<testsuite name="{_attribute(pipeline)}" {numbers} skipped="{skipped}" time="{seconds:.3f}" timestamp="{stamp}" hostname="localhost">'
     return f'<?xml version="1.0" encoding="UTF-8"?>\n<testsuites name="mlkit" {numbers} time="{seconds:.3f}">\n{suite}\n{cases}\n</testsuite>\n</testsuites>\n'
 
-# %% ../../nbs/pipeline/16_summary.ipynb #01e3a8ac
+# %% ../../nbs/pipeline/16_summary.ipynb #fbd71558
 def _markdown(value) -> str:
     one_line = " ".join(plain(str(value)).split())
     return re.sub(r"[^\w\s.,;=%()/+▲▼×·–…'-]|_", lambda m: f"&#{ord(m[0])};", one_line)
@@ -166,14 +176,20 @@ def _table(header: list[str], rows: list[list[str]], align: str) -> str:
 
 
 def _jobs_table(manifest: dict, limit: int = 200) -> str:
-    order = sorted(manifest["jobs"].items(), key=lambda item: item[1]["state"] == "cached") if len(manifest["jobs"]) > limit else list(manifest["jobs"].items())
+    order = (
+        sorted(manifest["jobs"].items(), key=lambda item: item[1]["state"] == "cached")
+        if len(manifest["jobs"]) > limit
+        else list(manifest["jobs"].items())
+    )
     rows = []
     for name, job in order[:limit]:
         ran = job["state"] not in ("cached", "skipped", "not run")
         sign = "✅" if job["state"] == "done" else "♻️" if job["state"] == "cached" else "❌" if job["state"] in broken else "⏭️"
         why = facts(job) if not ran else "; ".join(job.get("why") or [])
         memory = size(job["peak_memory"]) if ran and job.get("peak_memory") else ""
-        rows.append([_markdown(name), f"{sign} {_markdown(job['state'])}", duration(job.get("seconds")) if ran else "", memory, _markdown(brief(why, 120))])
+        rows.append(
+            [_markdown(name), f"{sign} {_markdown(job['state'])}", duration(job.get("seconds")) if ran else "", memory, _markdown(brief(why, 120))]
+        )
     more = f"\n\n{len(order) - limit} more jobs are left out here." if len(order) > limit else ""
     return _table(["job", "state", "time", "memory", "why"], rows, "llrrl") + more
 
@@ -215,7 +231,7 @@ def _warning_lines(manifest: dict, limit: int = 50) -> str:
     found = [f"- {_markdown(name)}: {_markdown(brief(w, 300))}" for name, job in manifest["jobs"].items() for w in job.get("warnings") or []]
     return "\n".join(["#### Warnings", *found[:limit], *([f"- {len(found) - limit} more"] if len(found) > limit else [])]) if found else ""
 
-# %% ../../nbs/pipeline/16_summary.ipynb #35306ab5
+# %% ../../nbs/pipeline/16_summary.ipynb #c57de76d
 def summary(
     manifest: dict,
     previous: dict | None = None,  # the run to compare records with
@@ -224,7 +240,10 @@ def summary(
     "Write a run as Markdown for a GitHub job summary."
     title, sentence = verdict(manifest)
     sign = {"done": "✅", "running": "⏳"}.get(manifest["state"], "❌")
-    blocks = [f"### {sign} {_markdown(manifest.get('pipeline') or 'run')}: {title.lower()}", f"{_markdown(sentence)}. Run {_markdown(manifest.get('id', ''))}."]
+    blocks = [
+        f"### {sign} {_markdown(manifest.get('pipeline') or 'run')}: {title.lower()}",
+        f"{_markdown(sentence)}. Run {_markdown(manifest.get('id', ''))}.",
+    ]
     blocks += [_error_block(n, j) for n, j in manifest["jobs"].items() if j["state"] in broken and j.get("error")][:100]
     blocks += [_jobs_table(manifest), _records_table(manifest, previous), _warning_lines(manifest)]
     blocks += [f"```mermaid\n{mermaid(manifest)}\n```"] if 1 < len(manifest["jobs"]) <= 40 else []
