@@ -47,13 +47,13 @@ def size(nbytes: float | None) -> str:
             break
     return f"{sign}{value:.1f} {unit}" if value < 9.95 else f"{sign}{value:.0f} {unit}"
 
-# %% ../../nbs/core/04_display.ipynb #3048f0f4
+# %% ../../nbs/core/04_display.ipynb #64548393
 def number(value: float) -> str:
     "Write a number with four significant figures; whole numbers in full, with separators."
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
     if isinstance(value, int):
-        return f"{value:,}" if abs(value) < 10**15 else f"{value:.4g}"
+        return f"{value:,}" if abs(value) < 10**15 else f"{value:.4g}" if abs(value) < 10**300 else f"about 10^{value.bit_length() * 0.30103:.0f}"
     return f"{value:,.0f}" if 10_000 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
@@ -62,6 +62,7 @@ def brief(
     limit: int = 60,  # characters
 ) -> str:  # one line
     "Write any value on one line of at most `limit` characters."
+    value = value[:limit] if isinstance(value, (list, tuple)) else value  # a million numbers need not be written out to be cut off
     text = number(value) if isinstance(value, (int, float)) else value if isinstance(value, str) else repr(value)
     text = " ".join(plain(text[: 8 * limit]).split())
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -58,7 +58,7 @@ def _saved(manifest: dict) -> str:
     saved = sum(job.get("seconds") or 0 for job in manifest["jobs"].values() if job["state"] == "cached")
     return f" ({duration(saved)} saved)" if saved >= 1 else ""
 
-# %% ../../nbs/pipeline/16_summary.ipynb #60b65c5b
+# %% ../../nbs/pipeline/16_summary.ipynb #fa1ef653
 @dataclass(frozen=True)
 class Change:
     "One recorded value, now and in the run before; `words` says what changed, and is empty where there is nothing to compare with."
@@ -68,11 +68,11 @@ class Change:
     words: str = ""
 
 
-def flat(records: dict | None, prefix: str = "") -> dict:
-    "Spread nested records over names with dots."
+def flat(records: dict | None, prefix: str = "", depth: int = 5) -> dict:
+    "Spread nested records over names with dots, down to a depth at which nobody reads them."
     found = {}
     for name, value in (records or {}).items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
+        found |= flat(value, f"{prefix}{name}.", depth - 1) if isinstance(value, dict) and value and depth else {f"{prefix}{name}": value}
     return found
 
 
