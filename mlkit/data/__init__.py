@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/data/index.ipynb #b0cda014
+# %% ../../nbs/data/index.ipynb #6b563618
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mlkit.data.images import ImageError, ImagePreprocess, decode, encode_png, gallery, image_bytes  # noqa: F401
+    from mlkit.data.images import ImageError, ImagePreprocess, decode, encode_png, gallery, image_bytes, image_table  # noqa: F401
     from mlkit.data.sources import CATALOGUE, Dataset, SourceError, load, locate  # noqa: F401
-    from mlkit.data.splits import SplitError, split  # noqa: F401
+    from mlkit.data.splits import SplitError, hold_out, split  # noqa: F401
     from mlkit.data.tables import TableError, require, scan  # noqa: F401
 
-# %% ../../nbs/data/index.ipynb #a26d012f
+# %% ../../nbs/data/index.ipynb #6274e325
 _WHERE = {
-    "images": ("ImageError", "ImagePreprocess", "decode", "encode_png", "gallery", "image_bytes"),
+    "images": ("ImageError", "ImagePreprocess", "decode", "encode_png", "gallery", "image_bytes", "image_table"),
     "sources": ("CATALOGUE", "Dataset", "SourceError", "load", "locate"),
-    "splits": ("SplitError", "split"),
+    "splits": ("SplitError", "hold_out", "split"),
     "tables": ("TableError", "require", "scan"),
 }
 _MODULES = {name: module for module, names in _WHERE.items() for name in names}

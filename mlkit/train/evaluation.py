@@ -31,7 +31,7 @@ def wilson(
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return max(0.0, middle - half), min(1.0, middle + half)
 
-# %% ../../nbs/train/01_evaluate.ipynb #6cbb786d
+# %% ../../nbs/train/01_evaluate.ipynb #2d1f0cf6
 @dataclass(frozen=True, repr=False)
 class Evaluation:
     "What a classifier's answers are worth."
@@ -69,7 +69,7 @@ class Evaluation:
         hits, rows, answered = np.diag(self.matrix), self.matrix.sum(1), self.matrix.sum(0)
         shares = {"precision": (hits, answered), "recall": (hits, rows), "f1": (2 * hits, rows + answered)}
         columns = {name: [h / n if n else None for h, n in zip(*pair)] for name, pair in shares.items()}
-        return pl.DataFrame({"label": self.labels, "rows": rows, **columns}, schema_overrides={n: pl.Float64 for n in shares})
+        return pl.DataFrame({"label": self.labels, "rows": rows, **columns}, schema_overrides=dict.fromkeys(shares, pl.Float64))
 
     def worst(self, n: int = 10) -> pl.DataFrame:
         "The mistakes that the model was surest of."

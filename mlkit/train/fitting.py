@@ -253,7 +253,7 @@ def _kept(trainer, model, history: list[dict], monitor: str) -> dict:
     model.load_state_dict(checkpoint["state_dict"])
     return next(row for row in history if row["epoch"] == checkpoint["epoch"] + 1)
 
-# %% ../../nbs/train/00_fit.ipynb #df52727b
+# %% ../../nbs/train/00_fit.ipynb #d14596b0
 def fit(
     model,  # a LightningModule that logs train_loss and validation_loss
     data,  # a LightningDataModule
@@ -283,7 +283,7 @@ def fit(
         logger = make_tracker(tracker, folder, settings | dict(getattr(model, "hparams", {})))
         lightning_trainer = _trainer(folder, epochs, logger, _callbacks(history, shown), monitor, mode, trainer)
         try:
-            lightning_trainer.fit(model, datamodule=data)
+            lightning_trainer.fit(model.train(), datamodule=data)
         finally:
             _finish(logger)
     best = _kept(lightning_trainer, model, history, monitor)

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['SIDES', 'VisionError', 'find_labels', 'Augment', 'Decoded', 'OnDemand', 'ImageData']
 
-# %% ../../nbs/vision/00_data.ipynb #e2cc3dea
+# %% ../../nbs/vision/00_data.ipynb #ad24d453
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,15 +30,20 @@ SIDES = ("train", "validation", "test")
 class VisionError(MLKitError):
     "Images, labels or a network that do not fit each other."
 
-# %% ../../nbs/vision/00_data.ipynb #c194902a
+# %% ../../nbs/vision/00_data.ipynb #c32472e6
 def find_labels(
     frame: pl.DataFrame,  # columns `label` and `split`
     label: str = "label",
     split: str = "split",
+    known: Sequence[str] | None = None,  # the classes of a trained model
 ) -> tuple[str, ...]:
     "List the classes of the training split. Raises `VisionError` if there are fewer than two or other sides have more."
     if nulls := frame[label].null_count():
         raise VisionError(f'{nulls} of {len(frame)} rows have no {label}: drop them, or choose another column as "label".')
+    if known is not None:
+        if strange := sorted(set(frame[label].cast(pl.String)) - set(known)):
+            raise VisionError(f"the model does not know the label {strange[0]!r}; it was trained on: {', '.join(known)}.")
+        return tuple(known)
     seen = {side: set(part[label].cast(pl.String)) for (side,), part in frame.group_by(split)}
     known = seen.get("train", set())
     if len(known) < 2:
@@ -100,7 +106,7 @@ def _as_it_is(batch):
     "Collate nothing: the batch is one already."
     return batch
 
-# %% ../../nbs/vision/00_data.ipynb #436e7d3e
+# %% ../../nbs/vision/00_data.ipynb #3da8326d
 class ImageData(LightningDataModule):
     "A frame of labelled images, ready for training."
 
@@ -117,6 +123,7 @@ class ImageData(LightningDataModule):
         augment: Augment | None = Augment(),
         broken: Literal["raise", "skip"] = "raise",
         base=None,  # the folder that relative paths start from
+        labels: Sequence[str] | None = None,  # the classes of a trained model; by default those of the training split
         workers: int = 0,  # processes that decode what does not fit into memory
         memory: float = 1e9,  # bytes of decoded images to keep
     ):
@@ -131,7 +138,7 @@ class ImageData(LightningDataModule):
         self._pixels, self.broken = self._decode(frame[image], broken)
         frame = frame.with_row_index("__row").filter(~pl.col("__row").is_in(list(self.broken)))
         self.frame = _with_split(frame, image, split, self.base)
-        self.labels = find_labels(self.frame, label, split)
+        self.labels = find_labels(self.frame, label, split, labels)
 
     def _decode(self, values: pl.Series, broken: str) -> tuple[np.ndarray | None, dict[int, str]]:
         "Decode what fits into memory, and find what is broken."

@@ -23,7 +23,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", ".*IProgress.*")
     from pytorch_lightning import LightningModule
 
-# %% ../../nbs/vision/01_models.ipynb #8a39bd8b
+# %% ../../nbs/vision/01_models.ipynb #db861876
 class Network(torch.nn.Module):
     "Scaling and a timm backbone: bytes in, scores out."
 
@@ -54,7 +54,7 @@ def make_backbone(arch: str, prepare: ImagePreprocess, classes: int, pretrained:
             backbone.eval()(torch.zeros(1, prepare.channels, *size))
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         raise VisionError(f"{arch} cannot be made for images of {size[0]} x {size[1]}: {error}. Try a larger size, or another arch.") from None
-    return backbone
+    return backbone.train()
 
 # %% ../../nbs/vision/01_models.ipynb #08207a57
 def make_optimizer(model: torch.nn.Module, lr: float, weight_decay: float, steps: int) -> dict:
@@ -86,7 +86,7 @@ def to_onnx(network: torch.nn.Module, example: torch.Tensor) -> bytes:
         part.ClearField("doc_string")
     return proto.SerializeToString(deterministic=True)
 
-# %% ../../nbs/vision/01_models.ipynb #f9a023e4
+# %% ../../nbs/vision/01_models.ipynb #1c8df183
 class ImageClassifier(LightningModule):
     "A timm backbone that classifies images; any backbone by name."
 
@@ -129,6 +129,12 @@ class ImageClassifier(LightningModule):
 
     def configure_optimizers(self):
         return make_optimizer(self.network, self.lr, self.weight_decay, int(self.trainer.estimated_stepping_batches))
+
+    def data(self, frame: pl.DataFrame | pl.LazyFrame, **options) -> ImageData:
+        "Prepare a labelled frame just as the training data were. Raises `VisionError` for labels that the model does not know."
+        prepare = self.prepare
+        ours = {"size": (prepare.height, prepare.width), "channels": prepare.channels, "fit": prepare.fit, "labels": self.labels}
+        return ImageData(frame, **{**ours, **options})
 
     def answers(self, data: ImageData, split: str = "test") -> pl.DataFrame:
         "Answer a side of the data: its rows with `label`, `prediction`, `confidence` and `probabilities`."
