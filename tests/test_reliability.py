@@ -8,7 +8,6 @@ import subprocess
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from makers import cell, digests, gone, kill, last_manifest, mlkit, start, write_chain, write_stage

@@ -104,9 +104,8 @@ def _publish(args, manifest: dict, previous: dict | None):
         with open(summary_file, "a", encoding="utf-8") as file:
             file.write(summary(manifest, previous))
 
-# %% ../../nbs/cli/00_main.ipynb #1b383686
+# %% ../../nbs/cli/00_main.ipynb #96277466
 def _decisions(args, params: dict, profile: str | None) -> list:
-    from mlkit.core.errors import MLKitError
     from mlkit.pipeline.events import latest
     from mlkit.pipeline.graph import load_pipeline, plan_jobs
     from mlkit.pipeline.plan import insist_ready, last_records, plan, up_to

@@ -57,7 +57,7 @@ class Bucket:
                 raise
             raise MLKitError(f"The store {self.url} cannot be reached: {str(error).splitlines()[0]}") from None
 
-# %% ../../nbs/core/06_shared.ipynb #ee16ae6c
+# %% ../../nbs/core/06_shared.ipynb #ede640e6
 class SharedStore(Store):
     "A store on this machine that shares its results through a bucket."
 
@@ -77,7 +77,7 @@ class SharedStore(Store):
     def damaged(self, artifact: Artifact) -> list[str]:
         "List the digests of the objects that are wrong or missing both here and in the bucket; the others are brought here."
         missing = super().damaged(artifact)
-        while missing and all([self._fetch(digest) for digest in missing]):
+        while missing and False not in {self._fetch(digest) for digest in missing}:
             missing = super().damaged(artifact)  # a folder's files are known only once its listing is here
         return [d for d in missing if not self.object(d).exists()]
 

@@ -6,14 +6,14 @@
 __all__ = ['GraphError', 'Settings', 'Pipeline', 'find_declared', 'quantity', 'shipped', 'load_pipeline', 'Sweep', 'split_commas',
            'Text', 'Job', 'plan_jobs']
 
-# %% ../../nbs/pipeline/02a_graph.ipynb #0b6d16bd
+# %% ../../nbs/pipeline/02a_graph.ipynb #336dbe17
 import hashlib
 import re
 from dataclasses import dataclass, field, fields
 from itertools import product
 from pathlib import Path
 from ..core.errors import MLKitError, suggest
-from .stage import InputRef, Parameter, Stage, coerce, read_stage
+from .stage import Parameter, Stage, coerce, read_stage
 from .types import Unfit, fit_text
 
 # %% ../../nbs/pipeline/02a_graph.ipynb #4962a24a

@@ -31,7 +31,7 @@ def _kept_runs(store: Store, keep: int) -> dict[str, dict]:
 def _size(folder: Path) -> int:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and p.stat().st_nlink == 1)
 
-# %% ../../nbs/pipeline/14_housekeeping.ipynb #c67c1634
+# %% ../../nbs/pipeline/14_housekeeping.ipynb #f754882f
 def clean(
     store: Store,
     keep: int = 10,  # runs of each pipeline
@@ -44,7 +44,7 @@ def clean(
             raise MLKitError(f"A run is under way in {store.root}: wait for it to end.")
         kept = _kept_runs(store, keep)
         gone = [store.runs / r for r in run_ids(store) if r not in kept]
-        left_behind = [p for p in store.tmp.iterdir()]
+        left_behind = list(store.tmp.iterdir())
         freed = sum(_size(p) if p.is_dir() else p.stat().st_size for p in [*gone, *left_behind])
         keys = {job["key"] for manifest in kept.values() for job in manifest["jobs"].values() if job.get("key")}
         files, bytes_freed = collect(store, keys, dry_run)

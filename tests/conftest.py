@@ -1,0 +1,26 @@
+"Every test session has fork servers, caches and stores of its own, and leaves none behind."
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_runtime():
+    with tempfile.TemporaryDirectory(prefix="mlkit-") as folder:
+        os.chmod(folder, 0o700)
+        names = {"MLKIT_RUNTIME": folder, "WANDB_MODE": "offline", "PYTHONDONTWRITEBYTECODE": "1", "JUPYTER_PLATFORM_DIRS": "1"}
+        before = {n: os.environ.get(n) for n in (*names, "MLKIT_STORE", "MLKIT_RUN", "GITHUB_STEP_SUMMARY")}
+        os.environ |= names
+        for name in before.keys() - names.keys():
+            os.environ.pop(name, None)
+        yield Path(folder)
+        subprocess.run([sys.executable, "-m", "mlkit", "kernel", "stop"], capture_output=True)
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
