@@ -530,6 +530,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlkit.pipeline.key.Finder.find': ('pipeline/key.html#finder.find', 'mlkit/pipeline/key.py'),
                                     'mlkit.pipeline.key.Imports': ('pipeline/key.html#imports', 'mlkit/pipeline/key.py'),
                                     'mlkit.pipeline.key.Module': ('pipeline/key.html#module', 'mlkit/pipeline/key.py'),
+                                    'mlkit.pipeline.key._Source': ('pipeline/key.html#_source', 'mlkit/pipeline/key.py'),
                                     'mlkit.pipeline.key._changes': ('pipeline/key.html#_changes', 'mlkit/pipeline/key.py'),
                                     'mlkit.pipeline.key._classify': ('pipeline/key.html#_classify', 'mlkit/pipeline/key.py'),
                                     'mlkit.pipeline.key._code_changes': ('pipeline/key.html#_code_changes', 'mlkit/pipeline/key.py'),

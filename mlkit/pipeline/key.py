@@ -6,7 +6,7 @@
 __all__ = ['tree_digest', 'parse', 'definitions', 'imported', 'Module', 'Finder', 'Imports', 'trace', 'installed_mark',
            'versions', 'imports', 'components', 'key', 'explain']
 
-# %% ../../nbs/pipeline/02b_key.ipynb #b01d46b9
+# %% ../../nbs/pipeline/02b_key.ipynb #751ff1c3
 import ast
 import hashlib
 import importlib.machinery
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from ..core.config import cache_home
-from ..core.digest import canonical, value_digest
+from ..core.digest import bytes_digest, canonical, value_digest
 from .graph import Job, Settings
 from .stage import Stage, as_python
 
@@ -118,7 +118,7 @@ def _find_top(name: str):
     except (ImportError, ValueError):  # half-initialised modules have no spec
         return None
 
-# %% ../../nbs/pipeline/02b_key.ipynb #fb97dbe6
+# %% ../../nbs/pipeline/02b_key.ipynb #90fe1d7f
 @dataclass(frozen=True)
 class Imports:
     "What code imports: the project's own modules with their definitions, third-party modules by name, and where each module is."
@@ -137,12 +137,21 @@ def _needed(tree: ast.Module, names: tuple[str, ...]) -> ast.Module:
     return ast.Module([ast.ImportFrom(n.module, [a for a in n.names if (a.asname or a.name) in names], n.level) for n in kept], [])
 
 
-@cache
-def _read_module(file: Path, changed: int) -> tuple[ast.Module, dict[str, str]]:
-    tree = parse(file.read_text(encoding="utf-8", errors="replace"))
-    return tree, definitions(tree)
+@dataclass(frozen=True)
+class _Source:
+    "What one of the project's own modules holds; `tree` only for a front room, whose imports depend on who asks."
 
-# %% ../../nbs/pipeline/02b_key.ipynb #d8317774
+    definitions: dict[str, str]
+    imports: list
+    tree: ast.Module | None
+
+
+@cache
+def _read_module(file: Path, changed: int, package: str) -> _Source:
+    tree = parse(file.read_text(encoding="utf-8", errors="replace"))
+    return _Source({}, [], tree) if _is_front_room(tree) else _Source(definitions(tree), imported(tree, package), None)
+
+# %% ../../nbs/pipeline/02b_key.ipynb #874f500c
 def trace(trees: list[ast.AST], folder: Path, finder: Finder | None = None) -> Imports:
     "Follow the imports of code in `folder` through the project's own modules."
     finder, project, third, seen = finder or Finder(folder), {}, set(), set()
@@ -172,12 +181,12 @@ def _follow(name: str, names: tuple, module: Module, finder: Finder, project: di
     below = [(f"{name}.{n}", ()) for n in names if module.folders and finder.find(f"{name}.{n}")]
     if module.file is None:
         return below
-    tree, digests = _read_module(module.file, module.file.stat().st_mtime_ns)
     package = name if module.folders else name.rpartition(".")[0]
-    if _is_front_room(tree):
-        return below + imported(_needed(tree, names), package)
-    project[name] = digests
-    return below + imported(tree, package)
+    source = _read_module(module.file, module.file.stat().st_mtime_ns, package)
+    if source.tree:
+        return below + imported(_needed(source.tree, names), package)
+    project[name] = source.definitions
+    return below + source.imports
 
 
 def _is_submodule(name: str) -> bool:
@@ -217,7 +226,7 @@ def versions(modules) -> dict[str, str]:
     found = {text for module in modules for text in _distributions().get(module.partition(".")[0], ())}
     return dict(sorted(text.rsplit(" ", 1) for text in found))
 
-# %% ../../nbs/pipeline/02b_key.ipynb #ee93ba54
+# %% ../../nbs/pipeline/02b_key.ipynb #ceaff5cf
 @cache
 def _finder(folder: Path) -> Finder:
     return Finder(folder)
@@ -259,7 +268,7 @@ def components(
 def key(components: dict) -> str:
     "Hash components into the key of a result. Empty cells and their numbering don't count."
     code = [d for d in components["code"].values() if d]
-    return value_digest({**components, "code": code})
+    return bytes_digest(json.dumps({**components, "code": code}, sort_keys=True).encode())
 
 # %% ../../nbs/pipeline/02b_key.ipynb #810d4264
 def _show(value) -> str:

@@ -399,7 +399,7 @@ class Result:
 
         return RunView(self.manifest)._repr_html_()
 
-# %% ../../nbs/pipeline/12_runner.ipynb #842c8a92
+# %% ../../nbs/pipeline/12_runner.ipynb #fbf927c5
 def run(
     pipeline,  # a shipped name, a folder, or a Pipeline
     params: dict | None = None,  # "stage.name" (or "name": every stage that has it) to value, text or Sweep
@@ -426,25 +426,28 @@ def run(
     if only:
         insist_ready(decisions, only)
     options = Options(jobs or min(width(chosen), usable_cores()), keep_going, not cold, forced)
-    return _run(pipeline, chosen, store, options, last, views, {"profile": profile, "params": params or {}, "command": command})
+    return _run(pipeline, decisions, store, options, previous, last, views, {"profile": profile, "params": params or {}, "command": command})
 
 
-def _run(pipeline: Pipeline, jobs: list[Job], store: Store, options: Options, last: dict, views, asked: dict) -> Result:
+def _run(pipeline: Pipeline, decisions: list[Decision], store: Store, options: Options, previous: dict | None, last: dict, views, asked: dict) -> Result:
+    from mlkit.pipeline.report import write
+
     run_id, git = new_run_id(), _ask_git(pipeline.folder)
-    folder = store.runs / run_id
+    folder, tasks = store.runs / run_id, {d.job.id: Task(d.job, decision=d if d.state != "waits" else None) for d in decisions}
     clear_leftovers(store)
     with store.claim(lock_name(run_id)), store.claim("in-use", shared=True):
         folder.mkdir()
         log = EventLog(folder, views)
-        state = State(run_id, pipeline, store, log, options, {j.id: Task(j) for j in jobs}, last, Digests(store.root / "digests.json"))
+        state = State(run_id, pipeline, store, log, options, tasks, last, Digests(store.root / "digests.json"))
         log.emit(
             "run.started", id=run_id, pipeline=pipeline.name, folder=str(pipeline.folder), **asked, python=platform.python_version(), platform=platform.platform(),
-            pid=os.getpid(), threads=usable_cores(), jobs_at_once=options.jobs, jobs={j.id: describe_job(j, last) for j in jobs},
+            pid=os.getpid(), threads=usable_cores(), jobs_at_once=options.jobs, jobs={name: describe_job(task.job, last) for name, task in tasks.items()},
         )  # fmt: skip
         execute(state)
         log.emit("run.ended", state=outcome(state), git=_git(git))
         log.close()
         write_manifest(folder, log.manifest)
+        write(folder, previous)
     (store.locks / lock_name(run_id)).unlink(missing_ok=True)
     shutil.rmtree(store.tmp / run_id, ignore_errors=True)
     return Result(log.manifest, folder)
