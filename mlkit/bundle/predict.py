@@ -134,7 +134,7 @@ class Bundle:
         facts |= self.manifest.metrics | {k: v for k, v in self.manifest.provenance.items() if not isinstance(v, dict)}
         return str(html_table(list(facts.items()), header=(f"bundle {self.manifest.name}", "")))
 
-# %% ../../nbs/bundle/01_predict.ipynb #de4622a5
+# %% ../../nbs/bundle/01_predict.ipynb #512132e5
 def _needed(contents: dict[str, bytes], name: str, folder) -> bytes:
     if name not in contents:
         raise BundleError(f"{folder}: the bundle lists no {name}.")
@@ -148,7 +148,10 @@ def _preprocessing(manifest: Manifest) -> dict[str, Any]:
         settings = manifest.preprocess.get(tensor.name) or {}
         if settings.get("kind") not in PREPROCESS:
             raise BundleError(f'The input "{tensor.name}" asks for preprocessing {settings.get("kind")!r}, unknown here.{suggest(settings.get("kind"), PREPROCESS)}')
-        prepare[tensor.name] = PREPROCESS[settings["kind"]](settings)
+        try:
+            prepare[tensor.name] = PREPROCESS[settings["kind"]](settings)
+        except TypeError:
+            raise BundleError(f'The preprocessing of "{tensor.name}" has settings that this mlkit does not know: {settings}.') from None
     if manifest.task not in TASKS:
         raise BundleError(f'The task "{manifest.task}" is unknown here.{suggest(manifest.task, TASKS)}')
     return prepare

@@ -1,0 +1,145 @@
+"Tables, splits, sources and images keep their promises."
+import io
+import subprocess
+import sys
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from mlkit.core.errors import MLKitError
+from mlkit.data.images import ImageError, ImagePreprocess, decode, encode_png, image_table
+from mlkit.data.sources import CATALOGUE, load
+from mlkit.data.splits import hold_out, split
+from mlkit.data.tables import TableError, scan
+
+TORCH_FREE = """
+import importlib, pkgutil, sys
+for name in ("torch", "pandas", "pytorch_lightning", "timm"):
+    sys.modules[name] = None
+for room in ("mlkit.data", "mlkit.bundle"):
+    package = importlib.import_module(room)
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{room}.{module.name}")
+    [getattr(package, name) for name in dir(package)]
+from mlkit.data import load
+assert len(load("digits-small")) == 1797
+"""
+
+
+def test_data_and_bundle_need_neither_torch_nor_pandas():
+    subprocess.run([sys.executable, "-c", TORCH_FREE], check=True)
+
+
+def test_importing_the_front_doors_loads_nothing_heavy():
+    code = "import mlkit.data, mlkit.bundle, mlkit.train, mlkit.vision, sys; print([m for m in ('polars', 'numpy', 'torch', 'PIL') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.text(max_size=12), min_size=1, max_size=60, unique=True), st.integers(0, 5))
+def test_no_row_ever_changes_its_side(keys, seed):
+    frame = pl.DataFrame({"key": keys}, schema={"key": pl.String})
+    sides = dict(split(frame, "key", seed=seed).iter_rows())
+    for part in (frame[::2], frame.reverse(), frame.with_columns(more=1)):
+        assert all(sides[row["key"]] == row["split"] for row in split(part, "key", seed=seed).iter_rows(named=True))
+
+
+def test_copies_of_an_image_stay_on_one_side():
+    digits = load("digits").head(300)
+    png = pl.Series("image", [encode_png(a) for a in digits["image"].to_numpy()])
+    table = split(pl.concat([pl.DataFrame([png])] * 2), "image")
+    assert table.group_by("image").agg(pl.col("split").n_unique())["split"].max() == 1
+
+
+def test_a_published_test_split_is_left_alone():
+    frame = pl.DataFrame({"row": range(500), "split": ["train"] * 400 + ["test"] * 100})
+    held = hold_out(frame, "row")
+    assert held.filter(split="test")["row"].to_list() == list(range(400, 500))
+    assert 20 <= held.filter(split="validation").height <= 60
+
+
+def test_compressed_tables_are_read(tmp_path):
+    import gzip
+
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"x,y\n1,2\n"))
+    assert scan(tmp_path / "a.csv.gz").collect().rows() == [(1, 2)]
+
+
+@pytest.mark.parametrize("make, words", [(lambda p: None, "no tables and no images"), (lambda p: Image.new("L", (2, 2)).save(p / "1.png"), "no class folders")])
+def test_a_folder_without_classes_is_explained(tmp_path, make, words):
+    make(tmp_path)
+    with pytest.raises(TableError, match=words):
+        scan(tmp_path)
+
+
+def test_hidden_files_are_no_images(tmp_path):
+    for name in ("cat/1.png", "cat/._1.png", ".thumbs/1.png", "dog/deep/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (2, 2)).save(tmp_path / name)
+    found = scan(tmp_path).collect()
+    assert found["label"].to_list() == ["cat", "dog"]
+
+
+def test_a_missing_data_set_says_where_it_looked_and_where_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLKIT_DATA", str(tmp_path))
+    with pytest.raises(MLKitError) as caught:
+        load("fashion-mnist")
+    fashion = CATALOGUE["fashion-mnist"]
+    assert all(word in str(caught.value) for word in (str(tmp_path), fashion.url, fashion.licence))
+
+
+def test_a_data_folder_is_preferred_and_verified(tmp_path, monkeypatch):
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits/mnist_5k.csv.gz").write_bytes(b"something else")
+    monkeypatch.setenv("MLKIT_DATA", str(tmp_path))
+    with pytest.raises(MLKitError, match="sha256"):
+        load("digits")
+
+
+def _file(mode, size=(4, 3), form="PNG", **options):
+    buffer = io.BytesIO()
+    Image.new(mode, size).save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("mode, form", [("1", "PNG"), ("L", "PNG"), ("LA", "PNG"), ("P", "PNG"), ("P", "GIF"), ("RGB", "BMP"), ("RGBA", "PNG"), ("CMYK", "JPEG"), ("I;16", "PNG"), ("F", "TIFF")])
+def test_every_mode_becomes_grey_or_colour_bytes(mode, form):
+    for channels in (1, 3):
+        pixels = decode(_file(mode, form=form), channels)
+        assert pixels.shape == (3, 4, channels) and pixels.dtype == np.uint8
+
+
+def test_one_pixel_is_an_image():
+    assert ImagePreprocess(8, 8, 1).one(_file("L", (1, 1))).shape == (1, 8, 8)
+
+
+def test_a_huge_image_is_refused_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr("mlkit.data.images.MAX_PIXELS", 100)
+    with pytest.raises(ImageError, match="pixels are more than"):
+        decode(_file("L", (11, 10)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=200), st.integers(0, 400))
+def test_no_bytes_crash_the_decoder(junk, cut):
+    whole = _file("RGB", (20, 20), "JPEG")
+    for data in (junk, whole[:cut], whole[:cut] + junk):
+        try:
+            decode(data)
+        except ImageError:
+            pass
+
+
+def test_broken_images_are_counted_and_named(tmp_path):
+    (tmp_path / "good.png").write_bytes(_file("L"))
+    (tmp_path / "torn.png").write_bytes(_file("RGB", (50, 50))[:60])
+    frame = pl.DataFrame({"path": ["good.png", "torn.png", "gone.png"], "label": ["a", "b", "b"]})
+    good, broken = image_table(frame, base=tmp_path)
+    assert good["name"].to_list() == ["good.png"] and broken["name"].to_list() == ["torn.png", "gone.png"]
+
+
+def test_an_unknown_label_column_is_suggested_for():
+    with pytest.raises(TableError, match='Did you mean "species"'):
+        image_table(pl.DataFrame({"image": [b""], "species": ["cat"]}), label="specis")

@@ -1,0 +1,110 @@
+"Trainings repeat, keep their best weights, and touch nothing outside."
+import os
+import socket
+import threading
+import polars as pl
+import pytest
+
+torch = pytest.importorskip("torch")
+import pytorch_lightning as lightning
+from mlkit.train import TrainError, evaluate, fit, weights_digest, wilson
+
+
+class Line(lightning.LightningModule):
+    "Two weights."
+
+    def __init__(self, lr=0.1):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.lr = torch.nn.Linear(1, 1), lr
+
+    def training_step(self, batch, index):
+        loss = torch.nn.functional.mse_loss(self.layer(batch[0]), batch[1])
+        self.log("train_loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch, index):
+        self.log("validation_loss", torch.nn.functional.mse_loss(self.layer(batch[0]), batch[1]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), self.lr)
+
+
+class Points(lightning.LightningDataModule):
+    "y = 2 x."
+
+    def loader(self, shuffle=False):
+        x = torch.linspace(-1, 1, 32)[:, None]
+        return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, 2 * x), 8, shuffle)
+
+    def train_dataloader(self):
+        return self.loader(True)
+
+    def val_dataloader(self):
+        return self.loader()
+
+
+def train(model=None, **options):
+    return fit(model or Line(), Points(), progress=False, threads=1, **{"epochs": 3, **options})
+
+
+def test_the_same_seed_gives_the_same_weights():
+    assert weights_digest(train(seed=1).model) == weights_digest(train(seed=1).model) != weights_digest(train(seed=2).model)
+
+
+def test_the_best_epoch_is_kept_and_not_the_last():
+    class Worsening(Line):
+        def validation_step(self, batch, index):
+            self.log("validation_loss", float(self.current_epoch))
+
+    result, once = train(Worsening()), train(epochs=1)
+    assert result.best["epoch"] == 1 and len(result.history) == 3
+    assert weights_digest(result.model) == weights_digest(once.model)
+
+
+def test_a_training_that_blows_up_is_an_error_with_advice():
+    with pytest.raises(TrainError, match="smaller learning rate"):
+        train(Line(lr=1e30))
+
+
+def test_lightning_stays_within_reach():
+    result = train(epochs=5, limit_train_batches=1)
+    assert result.trainer.limit_train_batches == 1 and result.trainer.current_epoch == 5
+
+
+def test_nothing_is_written_to_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train()
+    assert not list(tmp_path.iterdir())
+
+
+def test_wandb_keeps_off_the_network_and_in_its_folder(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    calls = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=lambda: [calls.append(server.accept()) for _ in range(1)], daemon=True).start()
+        for name in ("WANDB_MODE", "WANDB_API_KEY"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("NETRC", os.devnull)
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
+        train(tracker="wandb", folder=tmp_path / "files", epochs=1)
+    assert not calls and not list((tmp_path / "here").iterdir())
+    assert list((tmp_path / "files").rglob("run-*.wandb"))
+
+
+def test_an_interval_holds_what_it_promises():
+    import random
+
+    rng, inside = random.Random(0), 0
+    for _ in range(2000):
+        low, high = wilson(sum(rng.random() < 0.9 for _ in range(100)), 100)
+        inside += low <= 0.9 <= high
+    assert 0.93 <= inside / 2000 <= 0.97
+
+
+def test_classes_that_never_occur_do_not_break_the_report():
+    report = evaluate(pl.DataFrame({"label": ["a", "b"], "prediction": ["a", "a"]}), labels=("a", "b", "c"))
+    assert report.per_class["rows"].to_list() == [1, 1, 0] and report.confusion().png.startswith(b"\x89PNG")
+    assert report.per_class["f1"].to_list() == [pytest.approx(2 / 3), 0.0, None]
