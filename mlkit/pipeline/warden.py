@@ -43,7 +43,7 @@ def descendants(pid: int) -> list[int]:
         found += children(parent)
     return found[1:]
 
-# %% ../../nbs/pipeline/03_warden.ipynb #b1366a24
+# %% ../../nbs/pipeline/03_warden.ipynb #e615f103
 def _sum_fields(path: str, *fields: str) -> int:
     total = 0
     try:
@@ -57,7 +57,7 @@ def _sum_fields(path: str, *fields: str) -> int:
 
 
 def quick_memory(pids: list[int]) -> int:
-    "Sum the memory of processes, in bytes; what they share with each other counts several times."
+    "Sum the memory of processes, in bytes; what they share with each other counts in each."
     return sum(_sum_fields(f"/proc/{pid}/status", "RssAnon:", "RssShmem:") for pid in pids)
 
 
@@ -65,12 +65,12 @@ def exact_memory(pids: list[int]) -> int:
     "Sum the memory of processes, in bytes; what they share counts once."
     return sum(_sum_fields(f"/proc/{pid}/smaps_rollup", "Pss_Anon:", "Pss_Shmem:") for pid in pids)
 
-# %% ../../nbs/pipeline/03_warden.ipynb #9e572eae
+# %% ../../nbs/pipeline/03_warden.ipynb #505acc75
 class Meter:
     "Measures the memory of the tree below a process now and then; `peak` is the most that was seen, in bytes."
 
     def __init__(self, pid: int, limit: int | None = None, base: int = 0):
-        self.pid, self.limit, self.base, self.peak, self.next = pid, limit, base, 0, 0.0
+        self.pid, self.limit, self.base, self.peak, self.next, self.born = pid, limit, base, 0, 0.0, time.monotonic()
 
     def sample(self) -> bool:
         "Measure if it is time; return whether the tree is over its limit."
@@ -80,7 +80,7 @@ class Meter:
         used = self.measure([self.pid, *descendants(self.pid)])
         self.peak = max(self.peak, used)
         spent = time.monotonic() - started
-        self.next = started + max(0.1 if self.peak else 0.02, 100 * spent)
+        self.next = started + max(min(0.1, (started - self.born) / 5), 100 * spent, 0.005)
         return self.limit is not None and used > self.limit
 
     def measure(self, pids: list[int]) -> int:
