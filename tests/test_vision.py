@@ -165,6 +165,7 @@ def test_prepare_takes_class_folders_and_names_broken_images(tmp_path):
     table, executed = prepare(tmp_path, images=str(tmp_path / "photos"))
     assert len(table) == 60 and set(table.columns) == {"name", "image", "label", "split"}
     assert "torn.png" in json.dumps(executed["cells"])
+    assert not table["name"].str.contains(str(tmp_path), literal=True).any(), "nothing in the table depends on where the folder lies"
 
 
 def test_prepare_takes_a_table_of_paths(tmp_path):

@@ -198,7 +198,7 @@ def _common_size(shapes) -> tuple[int, int]:
     side = min(224, max(8, int(np.median([min(h, w) for h, w, _ in shapes]))))
     return side, side
 
-# %% ../../nbs/data/03_images.ipynb #15f7bdcb
+# %% ../../nbs/data/03_images.ipynb #4d16270e
 def image_table(
     frame: pl.DataFrame,
     image: str | None = None,  # the column of paths, bytes or arrays; by default the first that is called image, path, file or bytes
@@ -208,9 +208,12 @@ def image_table(
     "Read all images of a table into its column `image`, and tell which are broken. Raises `TableError` for missing columns."
     image = image or next((c for c in ("image", "path", "file", "bytes") if c in frame.columns), "image")
     require(frame, image, label)
-    names = frame[image] if frame.schema[image] == pl.String else pl.Series([f"row {i}" for i in range(len(frame))], dtype=pl.String)
+    values = as_images(frame[image])
+    if frame.schema[image] == pl.String:
+        values = [_below(v, base) for v in values]
+    names = values if frame.schema[image] == pl.String else [f"row {i}" for i in range(len(frame))]
     contents, reasons = [], []
-    for value in as_images(frame[image]):
+    for value in values:
         try:
             decode(value, 1, base)
             contents.append(image_bytes(value, base))
@@ -219,9 +222,14 @@ def image_table(
             contents.append(None)
             reasons.append(str(error))
     columns = [pl.Series("image", contents, pl.Binary), frame[label].cast(pl.String).alias("label"), pl.Series("reason", reasons, pl.String)]
-    table = pl.DataFrame([names.alias("name"), *columns, *([frame["split"]] if "split" in frame.columns else [])])
+    table = pl.DataFrame([pl.Series("name", names, pl.String), *columns, *([frame["split"]] if "split" in frame.columns else [])])
     good, broken = table.filter(pl.col("reason").is_null()), table.filter(pl.col("reason").is_not_null())
     return good.drop("reason"), broken.select("name", "reason")
+
+
+def _below(path: str | None, base: Path | None) -> str | None:
+    "Name a path relative to the folder it lies in, so that the table is the same on every machine."
+    return Path(path).relative_to(base).as_posix() if path and base and Path(path).is_relative_to(base) else path
 
 # %% ../../nbs/data/03_images.ipynb #6b2b688d
 class Picture:
