@@ -187,9 +187,9 @@ def test_a_sweep_is_compared_by_variant(store):
     jobs = {"prepare": job()}
     for lr, loss in (("0.1", 0.5), ("0.2", 0.25), ("0.4", 0.75)):
         jobs[f"train[lr={lr}]"] = job(depends=["prepare"], variant={"lr": lr}, records={"loss": loss})
-        jobs[f"evaluate[lr={lr}]"] = job(depends=[f"train[lr={lr}]"], variant={"lr": lr}, records={"accuracy": 1 - loss})
+        jobs[f"evaluate[lr={lr}]"] = job(depends=[f"train[lr={lr}]"], variant={"train.lr": lr}, records={"accuracy": 1 - loss})
     html = report.write(tell(store, "r1", jobs)).read_text()
-    table = html[html.index("Sweep over lr") : html.index("<h2>Jobs")]
+    table = html[html.index("Sweep over train.lr") : html.index("<h2>Jobs")]
     assert [m for m in re.findall(r"--p:(\d+)%", table)] == ["50", "50", "0", "100", "100", "0"]
     assert "train.loss" in table and "evaluate.accuracy" in table
 

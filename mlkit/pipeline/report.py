@@ -291,17 +291,20 @@ def _jobs(manifest: dict, previous: dict | None, anchors: dict[str, str]) -> str
         rows.append(row + [job.get("attempts") or ""] * again)
     return _grid(rows, ["job", "state", "why", "result", "time ", "memory "] + ["attempts "] * again, "jobs")
 
-# %% ../../nbs/pipeline/17_report.ipynb #58fac5e7
+# %% ../../nbs/pipeline/17_report.ipynb #a6d33194
+def _axes(job: dict) -> dict:
+    "Return what distinguishes a variant, each under its full name: a stage's own parameter is known to later stages as `stage.name`."
+    return {name if "." in name else f"{job['stage']}.{name}": value for name, value in (job.get("variant") or {}).items()}
+
+
 def _sweeps(manifest: dict) -> list[tuple[list[str], list[tuple[list, dict]]]]:
     "Group the variants: for each set of swept names, the values and the records of each variant."
     groups: dict[tuple, dict] = {}
     for job in manifest["jobs"].values():
-        if variant := job.get("variant"):
-            numbers = {
-                f"{job['stage']}.{n}": v for n, v in flat(job.get("records")).items() if isinstance(v, (int, float)) and not isinstance(v, bool)
-            }
-            rows = groups.setdefault(tuple(variant), {})
-            rows.setdefault(repr(list(variant.values())), (list(variant.values()), {}))[1].update(numbers)
+        if axes := dict(sorted(_axes(job).items())):
+            numbers = {f"{job['stage']}.{n}": v for n, v in flat(job.get("records")).items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+            rows = groups.setdefault(tuple(axes), {})
+            rows.setdefault(repr(list(axes.values())), (list(axes.values()), {}))[1].update(numbers)
     return [(list(names), list(rows.values())) for names, rows in groups.items() if len(rows) > 1 and any(r for _, r in rows.values())]
 
 
