@@ -445,6 +445,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'mlkit/pipeline/forkserver.py'),
                                            'mlkit.pipeline.forkserver.installed_state': ( 'pipeline/forkserver.html#installed_state',
                                                                                           'mlkit/pipeline/forkserver.py'),
+                                           'mlkit.pipeline.forkserver.is_project': ( 'pipeline/forkserver.html#is_project',
+                                                                                     'mlkit/pipeline/forkserver.py'),
                                            'mlkit.pipeline.forkserver.main': ( 'pipeline/forkserver.html#main',
                                                                                'mlkit/pipeline/forkserver.py'),
                                            'mlkit.pipeline.forkserver.missing': ( 'pipeline/forkserver.html#missing',

@@ -65,9 +65,11 @@ def make_optimizer(model: torch.nn.Module, lr: float, weight_decay: float, steps
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(2, steps + 1), pct_start=0.25)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-# %% ../../nbs/vision/01_models.ipynb #eadade63
+# %% ../../nbs/vision/01_models.ipynb #60ad4821
 def to_onnx(network: torch.nn.Module, example: torch.Tensor) -> bytes:
     "Export a network as ONNX with a symbolic batch dimension: `image` in, `logits` out."
+    import onnxscript  # noqa: F401  (torch exports through it; naming it lets its version count and warm kernels import it early)
+
     batch = torch.export.Dim("batch")
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
