@@ -24,14 +24,18 @@ from ..core.display import duration, size, text_table
 from . import forkserver
 from .processes import Channel, Contained, Exit, launch
 
-# %% ../../nbs/pipeline/05_kernels.ipynb #dd33dfad
+# %% ../../nbs/pipeline/05_kernels.ipynb #d7101e4b
 def serve(request: dict, channel: Channel):
     "Be a kernel, as `python -m ipykernel_launcher` would: the target of a launch."
     from ipykernel.kernelapp import IPKernelApp
 
-    sys.argv = sys.orig_argv = request["argv"]
+    sys.argv = request["argv"]
+    sys.orig_argv = [sys.executable, "-m", "ipykernel_launcher", *sys.argv[1:]]
     os.environ["JPY_PARENT_PID"] = str(os.getppid())
-    IPKernelApp.launch_instance(sys.argv[1:], parent_handle=os.getppid())
+    app = IPKernelApp.instance(parent_handle=os.getppid())
+    app.initialize(sys.argv[1:])
+    forkserver.pass_on(app.shell)
+    app.start()
 
 # %% ../../nbs/pipeline/05_kernels.ipynb #9df6920d
 def _sweep(home: Path):
