@@ -911,6 +911,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'mlkit.pipeline.runner.execute': ('pipeline/runner.html#execute', 'mlkit/pipeline/runner.py'),
                                        'mlkit.pipeline.runner.finish': ('pipeline/runner.html#finish', 'mlkit/pipeline/runner.py'),
                                        'mlkit.pipeline.runner.has_room': ('pipeline/runner.html#has_room', 'mlkit/pipeline/runner.py'),
+                                       'mlkit.pipeline.runner.insist_on_secrets': ( 'pipeline/runner.html#insist_on_secrets',
+                                                                                    'mlkit/pipeline/runner.py'),
                                        'mlkit.pipeline.runner.interruptible': ( 'pipeline/runner.html#interruptible',
                                                                                 'mlkit/pipeline/runner.py'),
                                        'mlkit.pipeline.runner.keep': ('pipeline/runner.html#keep', 'mlkit/pipeline/runner.py'),

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['Task', 'Options', 'usable_cores', 'thread_limits', 'width', 'make_request', 'ending', 'State', 'end', 'advance',
            'settle_or_start', 'has_room', 'take', 'start', 'listen', 'finish', 'keep', 'complete_notebook', 'patience',
-           'stop', 'enforce', 'interruptible', 'execute', 'describe_job', 'Result', 'run', 'outcome', 'clear_leftovers']
+           'stop', 'enforce', 'interruptible', 'execute', 'describe_job', 'Result', 'run', 'outcome',
+           'insist_on_secrets', 'clear_leftovers']
 
-# %% ../../nbs/pipeline/12_runner.ipynb #aeaaad1b
+# %% ../../nbs/pipeline/12_runner.ipynb #525018a8
 import os
 import platform
 import selectors
@@ -21,8 +22,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from ..core.digest import Digests
+from ..core.errors import MLKitError
 from ..core.shared import open_store
 from ..core.store import Artifact, Store, find_output
+from .contract import read_secret
 from .events import EventLog, is_alive, latest, lock_name, new_run_id, write_manifest
 from .graph import Job, Pipeline, load_pipeline, plan_jobs
 from .key import imports
@@ -399,7 +402,7 @@ class Result:
 
         return RunView(self.manifest)._repr_html_()
 
-# %% ../../nbs/pipeline/12_runner.ipynb #fbf927c5
+# %% ../../nbs/pipeline/12_runner.ipynb #543e7156
 def run(
     pipeline,  # a shipped name, a folder, or a Pipeline
     params: dict | None = None,  # "stage.name" (or "name": every stage that has it) to value, text or Sweep
@@ -425,6 +428,7 @@ def run(
     decisions = plan(store, pipeline, chosen, last, forced)
     if only:
         insist_ready(decisions, only)
+    insist_on_secrets(decisions)
     options = Options(jobs or min(width(chosen), usable_cores()), keep_going, not cold, forced)
     return _run(pipeline, decisions, store, options, previous, last, views, {"profile": profile, "params": params or {}, "command": command})
 
@@ -458,6 +462,16 @@ def outcome(run: State) -> str:
     if all(t.good for t in run.tasks.values()):
         return "done"
     return "interrupted" if run.interrupts else "failed"
+
+
+def insist_on_secrets(decisions: list[Decision]):
+    "Raise `MLKitError` if a secret of a job that may run is not there."
+    for job in (d.job for d in decisions if d.state != "cached"):
+        for name, place in job.secrets.items():
+            try:
+                read_secret(place)
+            except MLKitError as error:
+                raise MLKitError(f"{job.stage.where(job.stage.secrets[name])}: {name}: {error}") from None
 
 
 def clear_leftovers(store: Store):
