@@ -165,7 +165,7 @@ def _ticks(whole: float) -> list[float]:
 def _tick(seconds: float) -> str:
     return f"{seconds:g} s" if 1 <= seconds < 60 or not seconds else duration(seconds).removesuffix(" 0 s").removesuffix(" 0 m")
 
-# %% ../../nbs/pipeline/17_report.ipynb #c6400728
+# %% ../../nbs/pipeline/17_report.ipynb #c4998dbe
 def _timeline(manifest: dict, events, anchors: dict[str, str], limit: int = 150) -> Html:
     tried = {n: a for n, a in attempts(events).items() if n in manifest["jobs"]}
     if not tried:
@@ -180,7 +180,8 @@ def _timeline(manifest: dict, events, anchors: dict[str, str], limit: int = 150)
         took = duration(tried[name][-1].end - tried[name][-1].start)
         rows.append(f'<li><a href="#{anchors[name]}">{escape(name)}</a><span class="track">{bars}</span><b>{took}</b></li>')
     ticks = "".join(f'<i style="left:{100 * t / whole:.2f}%">{_tick(t)}</i>' for t in _ticks(whole))
-    more = f'<p class="soft">{len(tried) - limit} shorter jobs are not drawn.</p>' if len(tried) > limit else ""
+    left = f" {len(tried) - limit} shorter jobs are not drawn." if len(tried) > limit else ""
+    more = f'<p class="key">Dark: cells. Pale: the kernel starts, results are stored.{left}</p>'
     return Html(
         f'<ol class="time"><li class="ticks" aria-hidden="true"><span></span><span class="track">{ticks}</span><b></b></li>{"".join(rows)}</ol>{more}'
     )
@@ -451,7 +452,7 @@ def _opens(page: Context, job: dict) -> bool:
     few = len(page.manifest["jobs"]) <= 6 and not any(j["state"] in broken for j in page.manifest["jobs"].values())
     return job["state"] in broken or (few and job["state"] in ("done", "cached"))
 
-# %% ../../nbs/pipeline/17_report.ipynb #052ecf0c
+# %% ../../nbs/pipeline/17_report.ipynb #4cf09b67
 _style = """
 :root{color-scheme:light dark;--bg:#fafaf9;--card:#fff;--ink:#1d2127;--soft:#626a75;--rule:#e5e7ea;--tint:#f3f4f5;--link:#2458b3;--done:#2a9461;
   --cached:#6b7fa8;--run:#3b7ddd;--bad:#d2434c;--stop:#c8690f;--none:#828b98}
@@ -465,7 +466,7 @@ body{margin:0 auto;max-width:70rem;padding:2rem 1.25rem 4rem;background:var(--bg
 a{color:var(--link);text-decoration:none}a:hover{text-decoration:underline}
 :focus-visible{outline:2px solid var(--link);outline-offset:2px;border-radius:4px}
 svg a{color:inherit}svg a:hover rect{fill-opacity:.2}
-code,pre{font:12.5px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}.soft,dt,figcaption{color:var(--soft)}
+.key{margin:.5rem 0 0;font-size:.8rem}code,pre{font:12.5px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}.soft,.key,dt,figcaption{color:var(--soft)}
 header{display:grid;grid-template-columns:auto 1fr;gap:.25rem 1rem;align-items:start;margin-bottom:1.5rem}header>svg{margin-top:.3rem}
 h1{font-size:1.7rem;font-weight:650;letter-spacing:-.015em;line-height:1.2;margin:0}h1 span{font-weight:400;color:var(--soft)}
 header p{margin:.25rem 0 0}header.mk-failed p a{color:inherit;text-decoration:underline;text-decoration-color:var(--bad);text-underline-offset:3px}
@@ -499,7 +500,7 @@ th:last-child,td:last-child{padding-right:0}.r{text-align:right;white-space:nowr
 .error{margin:.7rem 0;border-left:3px solid var(--bad);padding-left:.9rem}.error p{margin:0 0 .4rem}
 pre{margin:0;padding:.8rem 1rem;overflow:auto;max-height:24rem;border-radius:8px;background:var(--tint);white-space:pre;overflow-wrap:normal}
 .warn{margin:.7rem 0;padding:.1rem 0 .1rem 2rem;border-left:3px solid var(--stop);font-size:.87rem}
-.pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,19rem),1fr));gap:.9rem;margin-top:1rem}figure{margin:0}
+.pictures{display:flex;flex-wrap:wrap;gap:.9rem 1.2rem;margin-top:1rem}figure{margin:0;max-width:min(100%,48rem)}
 figure img{display:block;max-width:100%;max-height:26rem;margin:auto;background:#fff;border-radius:8px;border:1px solid var(--rule)}
 figcaption{font-size:.8rem;margin-top:.3rem;text-align:center}
 .spark{vertical-align:-4px;color:var(--run)}
