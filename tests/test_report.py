@@ -190,7 +190,7 @@ def test_a_sweep_is_compared_by_variant(store):
         jobs[f"evaluate[lr={lr}]"] = job(depends=[f"train[lr={lr}]"], variant={"train.lr": lr}, records={"accuracy": 1 - loss})
     html = report.write(tell(store, "r1", jobs)).read_text()
     table = html[html.index("Sweep over train.lr") : html.index("<h2>Jobs")]
-    assert [m for m in re.findall(r"--p:(\d+)%", table)] == ["50", "50", "0", "100", "100", "0"]
+    assert re.findall(r"--p:(\d+)%", table) == ["50", "50", "0", "100", "100", "0"]
     assert "train.loss" in table and "evaluate.accuracy" in table
 
 

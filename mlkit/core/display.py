@@ -33,7 +33,7 @@ def _two_units(seconds: int) -> str:
     hours = round(seconds / 3600)
     return f"{hours // 24} d {hours % 24} h"
 
-# %% ../../nbs/core/04_display.ipynb #0caf8bd5
+# %% ../../nbs/core/04_display.ipynb #7724cd2a
 def size(nbytes: float | None) -> str:
     "Write a number of bytes for a person: `12 B`, `3.4 kB`, `250 MB`, `1.2 GB`; a dash if there is none."
     if nbytes is None or not math.isfinite(nbytes):
@@ -43,7 +43,7 @@ def size(nbytes: float | None) -> str:
         return f"{sign}{value:.0f} B"
     for unit in ("kB", "MB", "GB", "TB", "PB"):
         value /= 1000
-        if value < 999.5:
+        if value < 999.5 or unit == "PB":
             break
     return f"{sign}{value:.1f} {unit}" if value < 9.95 else f"{sign}{value:.0f} {unit}"
 
