@@ -882,6 +882,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'mlkit.pipeline.runner.Result': ('pipeline/runner.html#result', 'mlkit/pipeline/runner.py'),
                                        'mlkit.pipeline.runner.Result.__getitem__': ( 'pipeline/runner.html#result.__getitem__',
                                                                                      'mlkit/pipeline/runner.py'),
+                                       'mlkit.pipeline.runner.Result.__repr__': ( 'pipeline/runner.html#result.__repr__',
+                                                                                  'mlkit/pipeline/runner.py'),
                                        'mlkit.pipeline.runner.Result._repr_html_': ( 'pipeline/runner.html#result._repr_html_',
                                                                                      'mlkit/pipeline/runner.py'),
                                        'mlkit.pipeline.runner.Result.ok': ('pipeline/runner.html#result.ok', 'mlkit/pipeline/runner.py'),

@@ -377,8 +377,8 @@ def describe_job(job: Job, last: dict[str, dict]) -> dict:
     expected = last.get(job.id, {}).get("seconds")
     return {"stage": job.stage.name, "title": job.stage.title, "slug": job.slug, "depends": depends(job), "variant": job.variant, "parameters": job.parameters, "expected": expected}
 
-# %% ../../nbs/pipeline/12_runner.ipynb #b82b8cb4
-@dataclass(frozen=True)
+# %% ../../nbs/pipeline/12_runner.ipynb #12c83623
+@dataclass(frozen=True, repr=False)
 class Result:
     "What came of a run: `manifest` says everything, `result[job]` what one job did."
 
@@ -396,6 +396,11 @@ class Result:
         "Return where in the store an output that is a file stands."
         _, artifact, _ = find_output(self[job], path)
         return Store(self.folder.parent.parent).object(artifact.digest)
+
+    def __repr__(self) -> str:
+        from mlkit.pipeline.summary import text
+
+        return text(self.manifest)
 
     def _repr_html_(self) -> str:
         from mlkit.pipeline.report import RunView
