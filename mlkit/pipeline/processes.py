@@ -197,7 +197,7 @@ def serve(number: int):
     order = channel.receive()
     call(order["target"], order["request"], channel)
 
-# %% ../../nbs/pipeline/03_processes.ipynb #83e85275
+# %% ../../nbs/pipeline/03_processes.ipynb #53b2f9c0
 _boot = "import sys; del sys.path[:not sys.path[0]]; from mlkit.pipeline.processes import serve; serve({})"
 
 
@@ -212,6 +212,15 @@ def _start_cold(order: dict, streams: list, control: socket.socket, channel: soc
     guard = [sys.executable, "-I", "-S", warden.__file__, *map(str, fds), str(order["memory_limit"] or 0), *command]
     stdin, stdout, stderr = streams
     return subprocess.Popen(guard, env=order["env"], cwd=order["cwd"], pass_fds=fds, stdin=stdin, stdout=stdout, stderr=stderr)
+
+def _at_once(contained: Contained, order: dict, streams: list, control: socket.socket, channel: socket.socket):
+    contained.warm = False
+    try:
+        with control, channel:
+            contained._guard = _start_cold(order, streams, control, channel)
+    finally:
+        for fd in streams:
+            os.close(fd)
 
 # %% ../../nbs/pipeline/03_processes.ipynb #e42b010a
 def _start_warm(contained: Contained, order: dict, streams: list, control: socket.socket, channel: socket.socket):
@@ -240,9 +249,11 @@ def _in_background(contained: Contained, order: dict, streams: list, control: so
     contained._starter = threading.Thread(target=start, daemon=True, name="launch")
     contained._starter.start()
 
-# %% ../../nbs/pipeline/03_processes.ipynb #414d1fb9
+# %% ../../nbs/pipeline/03_processes.ipynb #a37951c7
 def _open_stream(stream, default: int) -> int:
-    "Return a new descriptor for what `subprocess.Popen` accepts as a stream."
+    "Return a new descriptor for a stream as `subprocess.Popen` accepts it; `default` is the one of this process."
+    if stream == subprocess.PIPE:
+        raise ValueError("a launched process talks through its channel: give it a file, not a pipe")
     if stream == subprocess.DEVNULL:
         return os.open(os.devnull, os.O_RDWR)
     number = default if stream is None else stream if isinstance(stream, int) else stream.fileno()
@@ -250,6 +261,11 @@ def _open_stream(stream, default: int) -> int:
         return os.dup(number)
     except OSError:  # a daemon may have closed its own
         return os.open(os.devnull, os.O_RDWR)
+
+
+def _open_streams(stdin, stdout, stderr) -> list[int]:
+    first = [_open_stream(stdin, 0), _open_stream(stdout, 1)]
+    return [*first, os.dup(first[1]) if stderr == subprocess.STDOUT else _open_stream(stderr, 2)]
 
 
 def launch(
@@ -270,16 +286,11 @@ def launch(
         raise MLKitError("mlkit starts processes on Linux, macOS and in WSL only.")
     env, cwd = dict(os.environ if env is None else env), os.path.abspath(cwd or os.getcwd())
     order = {"env": env, "cwd": cwd, "memory_limit": memory_limit, "modules": list(modules)}
-    streams = [_open_stream(stream, n) for n, stream in enumerate((stdin, stdout, stderr))]
+    streams = _open_streams(stdin, stdout, stderr)
     (ours, theirs), (control, control_there) = socket.socketpair(), socket.socketpair()
     contained = Contained(Channel(ours), control)
-    if warm and sys.platform == "linux":
-        _in_background(contained, order, streams, control_there, theirs)
-    else:
-        with theirs, control_there:
-            contained._guard, contained.warm = _start_cold(order, streams, control_there, theirs), False
-        for fd in streams:
-            os.close(fd)
+    start = _in_background if warm and sys.platform == "linux" else _at_once
+    start(contained, order, streams, control_there, theirs)
     with suppress(OSError):  # it ended before it was told what to do: receive and wait say so
         contained.send({"target": target, "request": request})
     return contained
