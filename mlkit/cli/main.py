@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['main']
 
-# %% ../../nbs/cli/00_main.ipynb #76e08584
+# %% ../../nbs/cli/00_main.ipynb #7101c32d
 import argparse
+import errno
 import os
 import sys
 from pathlib import Path
@@ -57,7 +58,7 @@ def _newest(pipeline: str | None) -> dict:
         raise MLKitError(f"Nothing was run yet{f' of {pipeline}' if pipeline else ''} in {store.root}: start with mlkit run {pipeline or 'PIPELINE'}.")
     return manifest
 
-# %% ../../nbs/cli/00_main.ipynb #164e3c73
+# %% ../../nbs/cli/00_main.ipynb #29ba4b45
 def _run(args) -> int:
     if args.dry_run:
         return _plan(args)
@@ -79,11 +80,9 @@ def _run(args) -> int:
 
 
 def _closing(manifest: dict, folder: Path) -> str:
-    from mlkit.core.display import duration
+    from mlkit.pipeline.summary import tally
 
-    states = [job["state"] for job in manifest["jobs"].values()]
-    counted = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
-    return f"{manifest['pipeline']} {manifest['state']}: {counted}; {duration(manifest['seconds'])}; {_short(folder)}/report.html"
+    return f"{manifest['pipeline']} {manifest['state']}: {tally(manifest)}\n{_short(folder)}/report.html"
 
 
 def _short(path: Path) -> str:
@@ -316,7 +315,7 @@ class _Version(argparse.Action):
 
         parser.exit(message=version("mlkit") + "\n")
 
-# %% ../../nbs/cli/00_main.ipynb #7668b396
+# %% ../../nbs/cli/00_main.ipynb #fd38dd90
 def main(words: list[str] | None = None) -> int:
     "Run the command line; returns the exit code."
     args = _parser().parse_args(words)
@@ -332,3 +331,8 @@ def main(words: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        print(f"mlkit: {error.strerror}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
+        return 1

@@ -102,7 +102,7 @@ def lock_name(run_id: str) -> str:
     "Name the lock that the runner of a run holds."
     return f"run-{run_id}"
 
-# %% ../../nbs/pipeline/09_events.ipynb #4212dfb9
+# %% ../../nbs/pipeline/09_events.ipynb #3804e930
 def load_run(store: Store, run_id: str) -> dict:
     "Return the manifest of a run, true also where its runner was killed. Raises `MLKitError` for a run that is not there."
     folder = store.runs / run_id
@@ -112,7 +112,7 @@ def load_run(store: Store, run_id: str) -> dict:
         manifest = fold(read_events(folder))
     except (FileNotFoundError, ValueError):
         raise MLKitError(f"There is no run {run_id} in {store.root}.{suggest(run_id, run_ids(store))}") from None
-    if manifest and not is_alive(store, run_id):
+    if manifest.get("state") == "running" and not is_alive(store, run_id):
         _tell_of_death(manifest)
     return manifest
 

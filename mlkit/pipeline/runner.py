@@ -8,7 +8,7 @@ __all__ = ['Task', 'Options', 'usable_cores', 'thread_limits', 'width', 'make_re
            'stop', 'enforce', 'interruptible', 'execute', 'describe_job', 'Result', 'run', 'outcome',
            'insist_on_secrets', 'clear_leftovers']
 
-# %% ../../nbs/pipeline/12_runner.ipynb #525018a8
+# %% ../../nbs/pipeline/12_runner.ipynb #4c59b997
 import os
 import platform
 import selectors
@@ -16,6 +16,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
@@ -407,7 +408,7 @@ class Result:
 
         return RunView(self.manifest)._repr_html_()
 
-# %% ../../nbs/pipeline/12_runner.ipynb #543e7156
+# %% ../../nbs/pipeline/12_runner.ipynb #84cb2cb1
 def run(
     pipeline,  # a shipped name, a folder, or a Pipeline
     params: dict | None = None,  # "stage.name" (or "name": every stage that has it) to value, text or Sweep
@@ -419,7 +420,7 @@ def run(
     keep_going: bool = False,  # after a failure, go on with what does not depend on it
     cold: bool = False,  # start every kernel from nothing
     store=None,  # a path or URL; default: see `mlkit.core.shared.open_store`
-    views=(),  # functions (event, manifest) that are told of each event
+    views=None,  # functions (event, manifest) that are told of each event; default: a live picture in Jupyter
     command: list[str] | None = None,  # how this was asked for, for the record
 ) -> Result:
     "Run a pipeline. A stage that fails is told in the result; `MLKitError` means that the request was wrong and nothing ran."
@@ -435,7 +436,7 @@ def run(
         insist_ready(decisions, only)
     insist_on_secrets(decisions)
     options = Options(jobs or min(width(chosen), usable_cores()), keep_going, not cold, forced)
-    return _run(pipeline, decisions, store, options, previous, last, views, {"profile": profile, "params": params or {}, "command": command})
+    return _run(pipeline, decisions, store, options, previous, last, _jupyter() if views is None else views, {"profile": profile, "params": params or {}, "command": command})
 
 
 def _run(pipeline: Pipeline, decisions: list[Decision], store: Store, options: Options, previous: dict | None, last: dict, views, asked: dict) -> Result:
@@ -454,12 +455,22 @@ def _run(pipeline: Pipeline, decisions: list[Decision], store: Store, options: O
         )  # fmt: skip
         execute(state)
         log.emit("run.ended", state=outcome(state), git=_git(git))
-        log.close()
-        write_manifest(folder, log.manifest)
-        write(folder, previous)
+        with suppress(OSError):  # a disk that is full now changes nothing of how the run ended, which its events tell
+            log.close()
+            write_manifest(folder, log.manifest)
+            write(folder, previous)
     (store.locks / lock_name(run_id)).unlink(missing_ok=True)
     shutil.rmtree(store.tmp / run_id, ignore_errors=True)
     return Result(log.manifest, folder)
+
+
+def _jupyter() -> list:
+    "Return the view that shows a run in the notebook that asked for it, if one did."
+    if "ipykernel" not in sys.modules or os.environ.get("MLKIT_RUN"):
+        return []
+    from mlkit.pipeline.report import jupyter_view
+
+    return [jupyter_view()]
 
 
 def outcome(run: State) -> str:
