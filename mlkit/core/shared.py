@@ -14,7 +14,7 @@ from .digest import bytes_digest
 from .errors import MLKitError
 from .store import Artifact, Store, write_atomic
 
-# %% ../../nbs/core/06_shared.ipynb #250f2c36
+# %% ../../nbs/core/06_shared.ipynb #a692670c
 class Bucket:
     "The objects below a URL. Raises `MLKitError` when it cannot be reached."
 
@@ -37,6 +37,15 @@ class Bucket:
         except FileNotFoundError:
             return None
 
+    def look(self):
+        "See that the bucket is there. Raises `MLKitError`."
+        from obstore import list_with_delimiter
+
+        try:
+            self._reaching(list_with_delimiter, self._objects)
+        except FileNotFoundError:
+            raise MLKitError(f"The store {self.url} cannot be reached: there is no such bucket.") from None
+
     def add(self, name: str, content: bytes | Path):
         "Put an object there, unless there is one of that name."
         from obstore import put
@@ -57,13 +66,18 @@ class Bucket:
                 raise
             raise MLKitError(f"The store {self.url} cannot be reached: {str(error).splitlines()[0]}") from None
 
-# %% ../../nbs/core/06_shared.ipynb #ede640e6
+# %% ../../nbs/core/06_shared.ipynb #14b503fa
 class SharedStore(Store):
     "A store on this machine that shares its results through a bucket."
 
     def __init__(self, root, bucket: Bucket):
         super().__init__(root)
         self.bucket = bucket
+
+    def make(self):
+        "Make the folders on this machine, and see that the bucket can be reached. Raises `MLKitError`."
+        self.bucket.look()
+        return super().make()
 
     def read(self, key: str) -> dict | None:
         "Return what `key` produced, here or by anybody else, or None."

@@ -277,13 +277,16 @@ def finish(run: State, task: Task):
 def _seconds(run: State, task: Task) -> float:
     return time.time() - run.log.manifest["jobs"][task.job.id]["started"]
 
-# %% ../../nbs/pipeline/12_runner.ipynb #634414f6
+# %% ../../nbs/pipeline/12_runner.ipynb #b73a9971
 def keep(run: State, task: Task, outcome: dict):
     "Write the record that makes a result count."
     published = task.messages["published"]
     told = {k: outcome.get(k) for k in ("records", "peak_memory", "cells")} | {"seconds": _seconds(run, task), "outputs": published["outputs"]}
     record = {"job": task.job.id, "run": run.id, "ended": time.time(), "components": task.decision.components, "notebook": published["notebook"], **told}
-    run.store.write(task.decision.key, record)
+    try:
+        run.store.write(task.decision.key, record)
+    except MLKitError as error:  # it is kept here, but could not be shared
+        run.log.emit("job.warning", job=task.job.id, text=str(error))
     task.decision.record = record
     end(run, task, "done", key=task.decision.key, error=None, **told)
 
