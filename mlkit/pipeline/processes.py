@@ -22,7 +22,11 @@ from dataclasses import dataclass
 from ..core.errors import MLKitError
 from . import warden
 
-# %% ../../nbs/pipeline/03_processes.ipynb #b2c6164b
+# %% ../../nbs/pipeline/03_processes.ipynb #0f84b048
+def _remaining(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
 class Channel:
     "A two-way stream of messages over a connected socket."
 
@@ -51,7 +55,7 @@ class Channel:
         "Return the next message, or None at the end of the stream. Raises `TimeoutError` if there is none within `timeout` seconds."
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self._received and not self._ended:
-            self._read(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            self._read(_remaining(deadline))
         return json.loads(self._received.popleft()) if self._received else None
 
     def _read(self, timeout: float | None):
@@ -71,6 +75,14 @@ class Channel:
         self._rest.append(rest)
         self._ended = not data
 
+    def ends(self, timeout: float | None = None) -> bool:
+        "Wait until nobody is at the other end, whether or not all is received; return False if somebody is after `timeout` seconds."
+        if self._socket.fileno() < 0:
+            return True
+        poll = select.poll()
+        poll.register(self._socket, 0)  # a hang-up is told in any case
+        return bool(poll.poll(None if timeout is None else timeout * 1000))
+
     def close(self):
         "Close this end; the other side sees the end of the stream."
         self._socket.close()
@@ -89,7 +101,7 @@ class Exit:
     def good(self) -> bool:
         return not self.code and self.signal is None
 
-# %% ../../nbs/pipeline/03_processes.ipynb #084406fa
+# %% ../../nbs/pipeline/03_processes.ipynb #034d985c
 class Contained:
     "A process below a warden, seen from the one who launched it."
 
@@ -147,9 +159,11 @@ class Contained:
         "Wait until the process and all below it is gone. Raises `TimeoutError`."
         deadline = None if timeout is None else time.monotonic() + timeout
         while (found := self._find(b"exit")) is None:
-            if not self._listen(None if deadline is None else max(0.0, deadline - time.monotonic())):
+            if not self._listen(_remaining(deadline)):
                 break
         self._settle()
+        if not self._channel.ends(_remaining(deadline)):
+            raise TimeoutError("what the process launched itself is still running")
         code, signum, oom, peak = map(int, found or (0, signal.SIGKILL, 0, 0))  # nothing said: the warden itself was killed
         return Exit(code, signum or None, bool(oom), peak)
 
@@ -249,7 +263,7 @@ def _in_background(contained: Contained, order: dict, streams: list, control: so
     contained._starter = threading.Thread(target=start, daemon=True, name="launch")
     contained._starter.start()
 
-# %% ../../nbs/pipeline/03_processes.ipynb #a37951c7
+# %% ../../nbs/pipeline/03_processes.ipynb #97d8cf87
 def _open_stream(stream, default: int) -> int:
     "Return a new descriptor for a stream as `subprocess.Popen` accepts it; `default` is the one of this process."
     if stream == subprocess.PIPE:
@@ -285,6 +299,7 @@ def launch(
     if os.name != "posix":
         raise MLKitError("mlkit starts processes on Linux, macOS and in WSL only.")
     env, cwd = dict(os.environ if env is None else env), os.path.abspath(cwd or os.getcwd())
+    os.stat(os.path.join(cwd, "."))  # raises what is wrong with it
     order = {"env": env, "cwd": cwd, "memory_limit": memory_limit, "modules": list(modules)}
     streams = _open_streams(stdin, stdout, stderr)
     (ours, theirs), (control, control_there) = socket.socketpair(), socket.socketpair()

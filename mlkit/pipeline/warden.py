@@ -76,13 +76,13 @@ def exact_memory(pids: list[int]) -> int:
     "Sum the memory of processes, in bytes; what they share counts once."
     return sum(_sum_fields(f"/proc/{pid}/smaps_rollup", "Pss_Anon:", "Pss_Shmem:") for pid in pids)
 
-# %% ../../nbs/pipeline/03_warden.ipynb #f1121b70
+# %% ../../nbs/pipeline/03_warden.ipynb #8bea3c16
 class Meter:
     "Measures the memory of the tree below a process now and then; `peak` is the most that was seen, in bytes."
 
     def __init__(self, pid: int, limit: int | None = None, shared: bool = False):
         self.pid, self.limit, self.shared, self.peak, self.next, self.born = pid, limit, shared, 0, 0.0, time.monotonic()
-        self._quick = self._shared_part = 0  # at the last exact measurement
+        self._exact_at = self._shared_part = None  # of the last exact measurement: what it was made of, what it took off
 
     def sample(self) -> bool:
         "Measure if it is time; return whether the tree is over its limit."
@@ -100,9 +100,14 @@ class Meter:
         quick = quick_memory(pids)
         if not self.shared and len(pids) == 1:
             return quick
-        if not quick - self._shared_part <= self.peak or abs(quick - self._quick) > 0.05 * self._quick:
-            self._quick, self._shared_part = quick, max(0, quick - exact_memory(pids))
+        if self._outdated(quick, pids):
+            self._exact_at, self._shared_part = (quick, pids), max(0, quick - exact_memory(pids))
         return quick - self._shared_part
+
+    def _outdated(self, quick: int, pids: list[int]) -> bool:
+        if self._exact_at is None or pids != self._exact_at[1]:  # who forks shares more, and may have done so while we measured
+            return True
+        return abs(quick - self._exact_at[0]) > 0.05 * quick or quick - self._shared_part > self.peak
 
 # %% ../../nbs/pipeline/03_warden.ipynb #e00d6233
 def _kill(pid: int, signum: int = signal.SIGKILL, group: bool = False):
@@ -167,7 +172,7 @@ def _wait_for(child: int, control: int, meter: Meter) -> tuple[int, bool]:
                 poll.unregister(control)
     return status, over
 
-# %% ../../nbs/pipeline/03_warden.ipynb #c58c0e2c
+# %% ../../nbs/pipeline/03_warden.ipynb #19512728
 def _system_kills() -> int:
     try:
         with open("/proc/vmstat") as file:
@@ -176,18 +181,22 @@ def _system_kills() -> int:
         return 0
 
 
+def _tell(control: int, text: str):
+    try:
+        os.write(control, text.encode() + b"\n")
+    except OSError:  # nobody is there to hear it; the end of the stream will say so
+        pass
+
+
 def watch(child: int, control: int, limit: int | None = None, shared: bool = False):
     "Watch over `child` to its end, end what is left below this process, and report to the launcher."
     kills, meter = _system_kills(), Meter(child, limit, shared)
-    os.write(control, b"pid %d\n" % child)
+    _tell(control, f"pid {child}")
     status, over = _wait_for(child, control, meter)
     end_tree()
     code = os.waitstatus_to_exitcode(status)
     oom = over or (code == -signal.SIGKILL and _system_kills() > kills)
-    try:
-        os.write(control, b"exit %d %d %d %d\n" % (max(code, 0), max(-code, 0), oom, meter.peak))
-    except OSError:  # nobody is there to hear it
-        pass
+    _tell(control, f"exit {max(code, 0)} {max(-code, 0)} {int(oom)} {meter.peak}")
 
 # %% ../../nbs/pipeline/03_warden.ipynb #6470cefc
 _ignored = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
