@@ -4,11 +4,9 @@ import shutil
 import subprocess
 import sys
 import numpy as np
+import onnx
 import polars as pl
 import pytest
-
-onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper
 from mlkit.bundle import Bundle, BundleError, Manifest, Tensor, package, read_bundle, write_bundle
 from mlkit.data import ImagePreprocess, load

@@ -4,8 +4,7 @@ import socket
 import threading
 import polars as pl
 import pytest
-
-torch = pytest.importorskip("torch")
+import torch
 import pytorch_lightning as lightning
 from mlkit.train import TrainError, evaluate, fit, weights_digest, wilson
 

@@ -6,9 +6,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("timm")
+import torch
 from PIL import Image
 from mlkit.bundle import Bundle, BundleError
 from mlkit.data import encode_png, load
