@@ -205,8 +205,11 @@ def hand_over(order: dict, fds: list[int]) -> bool:
             return False
     return False
 
-# %% ../../nbs/pipeline/04_forkserver.ipynb #df384546
-_kernel_base = ("ipykernel.kernelapp", "ipykernel.zmqshell", "IPython.core.completerlib", "IPython.core.magics")
+# %% ../../nbs/pipeline/04_forkserver.ipynb #2a7e3edf
+_kernel_base = (
+    "ipykernel.kernelapp", "ipykernel.zmqshell", "ipykernel.debugger", "IPython.core.completerlib", "IPython.core.debugger", "IPython.core.oinspect",
+    "IPython.extensions.storemagic", "tornado.platform.asyncio", "tornado.queues", "sqlite3", "pydoc", "pdb",
+)  # fmt: skip
 _worker_base = ("papermill.execute", "nbclient", "jupyter_client.asynchronous", "mlkit.pipeline.worker", "mlkit.pipeline.engine", "mlkit.pipeline.kernels")
 
 
@@ -253,6 +256,7 @@ class Server:
     attempt: Attempt | None = None
     identity: int = 0
     installed: list = field(default_factory=installed_state)
+    environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
 
 # %% ../../nbs/pipeline/04_forkserver.ipynb #1b32177f
 def running(server: Server) -> int:
@@ -297,20 +301,21 @@ def _holds_gpu() -> bool:
                 return True
     return False
 
-# %% ../../nbs/pipeline/04_forkserver.ipynb #9ee574f7
+# %% ../../nbs/pipeline/04_forkserver.ipynb #664d4323
 def _roots() -> tuple[str, ...]:
     paths = sysconfig.get_paths()
     own = Path(processes.__file__).parent.parent
     folders = {paths["stdlib"], paths["platstdlib"], str(own), *map(str, package_folders())}
-    return tuple(os.path.realpath(f) + os.sep for f in folders)
+    return tuple({os.path.realpath(f) + os.sep for f in folders} | {os.path.abspath(f) + os.sep for f in folders})
 
 
 def _project_code(names) -> str | None:
     roots = _roots()
     for name in names:
         file = getattr(sys.modules.get(name), "__file__", None)
-        if isinstance(file, str) and not os.path.realpath(file).startswith(roots):
-            return name
+        if isinstance(file, str) and os.path.isabs(file):  # torch has modules with a made up "_ops.py"
+            if not (os.path.realpath(file).startswith(roots) or file.startswith(roots)):  # some installers link to a cache elsewhere
+                return name
     return None
 
 
@@ -324,7 +329,7 @@ def why_unsafe(before: set[str]) -> str:
         return f"it leaves {count - 1} thread{'s' * (count > 2)} running"
     return ""
 
-# %% ../../nbs/pipeline/04_forkserver.ipynb #c0ed6696
+# %% ../../nbs/pipeline/04_forkserver.ipynb #291ed3cc
 def _import(name: str):
     try:
         importlib.import_module(name)
@@ -346,7 +351,7 @@ def _import_base(server: Server):
     server.early = top_names()
     for name in _worker_base:
         if not (name.startswith("mlkit.") and is_project()):
-            with suppress(ImportError):
+            with suppress(Exception):  # a worker will say what is wrong with it
                 importlib.import_module(name)
 
 
@@ -365,14 +370,14 @@ def import_unit(server: Server, unit: str) -> str:
         return f"{type(error).__name__}: {error}"
     return why_unsafe(before)
 
-# %% ../../nbs/pipeline/04_forkserver.ipynb #64fc923a
+# %% ../../nbs/pipeline/04_forkserver.ipynb #d9676a7b
 class ShellToCome:
     "Stands for the shell that a kernel will have, while there is none."
 
     config = {"IPKernelApp": {}}
 
     def __init__(self):
-        self.events, self.registered = self, []
+        self.events, self.registered, self.environment = self, [], {}
 
     def register(self, event: str, function):
         "Remember a function for `events.register` of the shell to come."
@@ -389,9 +394,10 @@ def pretend_kernel():
     IPython.get_ipython = lambda: shell
 
 
-def stop_pretending():
-    "Undo `pretend_kernel` in a fork."
+def stop_pretending(environment: dict[str, str]):
+    "Undo `pretend_kernel` in a fork; `environment` is what the server started with."
     IPython = sys.modules["IPython"]
+    IPython._shell_to_come.environment = {k: v for k, v in os.environ.items() if k not in environment}
     IPython.get_ipython = IPython.core.getipython.get_ipython
     for name in ("ps1", "ps2", "ps3"):
         delattr(sys, name)
@@ -399,10 +405,12 @@ def stop_pretending():
 
 
 def pass_on(shell):
-    "Register with a new shell what was registered while there was none."
+    "Do for a new shell what imports did for the one to come."
     stand_in = getattr(sys.modules["IPython"], "_shell_to_come", ShellToCome())
     for event, function in stand_in.registered:
         shell.events.register(event, function)
+    for name, value in stand_in.environment.items():
+        os.environ.setdefault(name, value)
 
 # %% ../../nbs/pipeline/04_forkserver.ipynb #427a95f4
 def begin(server: Server, unit: str):
@@ -568,7 +576,7 @@ def describe(server: Server) -> dict:
         "modules": modules, "unsafe": server.unsafe, "importing": server.attempt.unit if server.attempt else None,
     }  # fmt: skip
 
-# %% ../../nbs/pipeline/04_forkserver.ipynb #fd811255
+# %% ../../nbs/pipeline/04_forkserver.ipynb #6a64b48d
 def _settle(listener: socket.socket):
     os.set_inheritable(listener.fileno(), False)
     gc.disable()
@@ -599,7 +607,7 @@ def be_process(server: Server, request: Request):
     *streams, channel = request.fds
     warden.set_title("python")
     if "base" in server.modules:
-        stop_pretending()
+        stop_pretending(server.environment)
     fresh.be_born(request.order, streams, server.python_path)
     if is_project():
         for name in [n for n in sys.modules if n.partition(".")[0] == "mlkit"]:

@@ -93,7 +93,7 @@ def _take_system(birth: dict):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, birth["blocked"])
 
-# %% ../../nbs/pipeline/03b_fresh.ipynb #3da3a4ab
+# %% ../../nbs/pipeline/03b_fresh.ipynb #901f72df
 def _take_streams(fds: list[int]):
     for number, fd in enumerate(fds):
         os.dup2(fd, number)  # inheritable, as these three are
@@ -107,7 +107,7 @@ def _take_streams(fds: list[int]):
 
 def _open_stream(number: int, like, raw: bool):
     binary = open(number, "rb" if number == 0 else "wb", -1 if number == 0 or not raw else 0, closefd=False)
-    lines = number == 2 or (not raw and os.isatty(number))
+    lines = not raw and (number == 2 or os.isatty(number))
     stream = io.TextIOWrapper(binary, like.encoding, like.errors, line_buffering=lines, write_through=raw and number > 0)
     stream.mode = "r" if number == 0 else "w"
     return stream
@@ -123,10 +123,12 @@ class StandIn:
         now = getattr(sys, self._name)
         return getattr(getattr(sys, f"__{self._name}__") if now is self else now, attribute)
 
-# %% ../../nbs/pipeline/03b_fresh.ipynb #d255dc4b
+# %% ../../nbs/pipeline/03b_fresh.ipynb #a291b874
 def _take_chance():
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()
+    if "torch" in sys.modules:
+        sys.modules["torch"].default_generator.seed()
     if "multiprocessing.process" in sys.modules:
         process = sys.modules["multiprocessing.process"]
         process.current_process().authkey = os.urandom(32)
