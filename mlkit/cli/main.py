@@ -266,7 +266,7 @@ def _positive(text: str) -> int:
         raise argparse.ArgumentTypeError(f'a whole number of at least 1 is needed, not "{text}"')
     return int(text)
 
-# %% ../../nbs/cli/00_main.ipynb #1f169ed4
+# %% ../../nbs/cli/00_main.ipynb #29f8c6fc
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mlkit", description="From notebook to production: run folders of notebooks as cached, parallel pipelines.")
     parser.add_argument("--version", action=_Version, nargs=0, help="say which version this is")
@@ -313,7 +313,8 @@ class _Version(argparse.Action):
     def __call__(self, parser, *_):
         from importlib.metadata import version
 
-        parser.exit(message=version("mlkit") + "\n")
+        print(version("mlkit"))
+        parser.exit()
 
 # %% ../../nbs/cli/00_main.ipynb #fd38dd90
 def main(words: list[str] | None = None) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from mlkit.core.display import text_table  # noqa: E402
+from mlkit.core.display import text_table
 
 
 def timed(command: list, **more) -> float:
