@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mlkit.pipeline import forkserver
 from mlkit.pipeline.processes import launch
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="wardens need Linux")
@@ -219,6 +220,38 @@ def marked(mark: str) -> list[int]:
         except OSError:
             continue
     return found
+
+
+def test_a_warden_that_is_killed_takes_its_process_along(warm):
+    with launch(echo, {}, warm=warm) as process:
+        process.receive(30)
+        pid, guard = process.pid, int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(guard, signal.SIGKILL)
+        assert process.wait(10).signal == signal.SIGKILL and left([pid]) == []
+
+
+def test_a_server_that_is_killed_leaves_its_processes_alone_and_is_replaced():
+    with launch(echo, {}) as process:
+        process.receive(60)
+        for server in forkserver.ask_all("status"):
+            os.kill(server["pid"], signal.SIGKILL)
+        process.send({"still": "there"})
+        assert process.receive(30)["still"] == "there"
+        with launch(echo, {}) as other:
+            assert other.receive(60) == {} and other.warm
+        process.send({"exit": 5})
+        assert process.wait(30).code == 5
+
+
+def test_letting_go_while_the_server_imports_costs_nothing_but_the_import():
+    with launch(echo, {}) as process:
+        process.receive(60)
+    started = time.monotonic()
+    with launch(echo, {}, modules=["unittest.mock", "polars"]):
+        pass
+    assert time.monotonic() - started < 0.5
+    with launch(echo, {}, modules=["polars"]) as process:
+        assert process.receive(60) == {} and process.warm
 
 
 def test_a_folder_that_is_not_there_is_an_error(warm):
