@@ -146,6 +146,13 @@ def test_its_end_waits_for_what_it_launched_itself(warm, inner_warm):
             assert process.wait(5).signal == signal.SIGKILL
 
 
+def test_a_signal_sent_as_early_as_can_be_is_not_lost(warm):
+    for _ in range(15):
+        with launch(echo, {}, warm=warm) as process:
+            process.signal(signal.SIGTERM)
+            assert process.wait(20).signal == signal.SIGTERM
+
+
 def test_a_stopped_process_can_be_killed(warm):
     with launch(echo, {}, warm=warm) as process:
         process.receive(30)

@@ -139,7 +139,7 @@ def end_tree(patience: float = 10.0):
             return
         time.sleep(0.002)
 
-# %% ../../nbs/pipeline/03_warden.ipynb #8d575c60
+# %% ../../nbs/pipeline/03_warden.ipynb #f3779a44
 def _obey(control: int, child: int) -> bool:
     "Do what the launcher says; return whether the tree must end."
     try:
@@ -164,24 +164,25 @@ def _reap(child: int) -> int | None:
             return None
 
 
-def _wait_for(child: int, control: int, meter: Meter) -> tuple[int, bool]:
-    "Watch until the child ends or must end; return its wait status and whether it was over its limit."
-    poll, over = select.poll(), False
+def _wait_for(child: int, control: int, meter: Meter) -> tuple[int, str]:
+    "Watch until the child ends or must end; return its wait status, and whether 'limit' or 'launcher' ended it."
+    poll, why = select.poll(), ""
     poll.register(control, select.POLLIN)
     if alarm := hasattr(os, "pidfd_open"):
         poll.register(os.pidfd_open(child), select.POLLIN)
     while (status := _reap(child)) is None:
-        over = over or meter.sample()
-        if over:
+        if meter.sample():
+            why = why or "limit"
             _kill(child)
         patience = max(1.0, 1000 * (meter.next - time.monotonic()))
         for fd, _ in poll.poll(patience if alarm else min(patience, 50)):
             if fd == control and _obey(control, child):
+                why = why or "launcher"
                 _kill(child)
                 poll.unregister(control)
-    return status, over
+    return status, why
 
-# %% ../../nbs/pipeline/03_warden.ipynb #19512728
+# %% ../../nbs/pipeline/03_warden.ipynb #a46ee2e8
 def _system_kills() -> int:
     try:
         with open("/proc/vmstat") as file:
@@ -197,17 +198,26 @@ def _tell(control: int, text: str):
         pass
 
 
+def _await_session(child: int):
+    deadline = time.monotonic() + 1
+    while time.monotonic() < deadline and os.getpgid(child) != child:
+        time.sleep(0.0005)
+
+
 def watch(child: int, control: int, limit: int | None = None, shared: bool = False):
     "Watch over `child` to its end, end what is left below this process, and report to the launcher."
     kills, meter = _system_kills(), Meter(child, limit, shared)
+    _await_session(child)  # a signal sent to who is not ready for it would be lost
     _tell(control, f"pid {child}")
-    status, over = _wait_for(child, control, meter)
+    status, why = _wait_for(child, control, meter)
+    if sys.platform != "linux":  # where nobody tells what is below, the process group is what we know
+        _kill(child, group=True)
     end_tree()
     code = os.waitstatus_to_exitcode(status)
-    oom = over or (code == -signal.SIGKILL and _system_kills() > kills)
+    oom = why == "limit" or (not why and code == -signal.SIGKILL and _system_kills() > kills)
     _tell(control, f"exit {max(code, 0)} {max(-code, 0)} {int(oom)} {meter.peak}")
 
-# %% ../../nbs/pipeline/03_warden.ipynb #6470cefc
+# %% ../../nbs/pipeline/03_warden.ipynb #8fbe3bd4
 _ignored = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -227,9 +237,9 @@ def become_child(signals: dict, warden: int):
     _prctl(_die_with_parent, signal.SIGKILL)
     if os.getppid() != warden:  # it ended before we asked to end with it
         os._exit(1)
-    os.setsid()
     for signum, handler in signals.items():
         signal.signal(signum, handler)
+    os.setsid()  # the last: now signals can come
 
 # %% ../../nbs/pipeline/03_warden.ipynb #773afa5b
 def main(control: int, channel: int, limit: int, command: list[str]):
