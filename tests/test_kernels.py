@@ -299,3 +299,112 @@ def test_papermill_and_nbconvert_use_the_installed_kernel(tmp_path, monkeypatch)
     assert json.loads((tmp_path / "out.ipynb").read_text())["cells"][0]["outputs"][0]["text"] == ["6\n"]
     assert any("numpy" in s["modules"] for s in forkserver.ask_all("status"))
     assert "numpy" in kernels.status()
+
+
+@pytest.fixture(scope="module")
+def torch_kernel():
+    "One kernel with torch and Lightning for all tests that need them: importing them costs ten seconds."
+    pytest.importorskip("pytorch_lightning")
+    with kernel(modules=["torch", "pytorch_lightning"], env={"OMP_NUM_THREADS": "2"}) as one:
+        assert one.warm
+        yield one
+
+
+def test_torch_uses_its_threads_in_a_fork(torch_kernel):
+    code = """
+    import os, sys, time
+    assert "torch" in sys.modules
+    import torch
+    a = torch.rand(1500, 1500)
+    torch.mm(a, a)
+    print(torch.get_num_threads(), len(os.listdir("/proc/self/task")) - before)
+    """
+    before = "import os; before = len(os.listdir('/proc/self/task'))"
+    torch_kernel.run(before)
+    assert torch_kernel.run("\n".join(line[4:] for line in code.splitlines())).split() == ["2", "1"]
+    torch_kernel.run("torch.set_num_threads(1)")
+
+
+def test_torch_starts_with_a_seed_of_its_own(torch_kernel):
+    first = torch_kernel.run("import torch; print(torch.initial_seed())")
+    with kernel(modules=["torch", "pytorch_lightning"], env={"OMP_NUM_THREADS": "2"}) as other:
+        assert other.warm and other.run("import torch; print(torch.initial_seed())") != first
+
+
+def test_data_loader_workers_work(torch_kernel):
+    code = "import torch\ndata = torch.utils.data.TensorDataset(torch.arange(64.0))\n"
+    for context in ("fork", "forkserver"):
+        loop = f"print(sum(b[0].sum().item() for b in torch.utils.data.DataLoader(data, 8, num_workers=2, multiprocessing_context={context!r})))"
+        assert torch_kernel.run(code + loop) == "2016.0\n"
+
+
+def test_what_lightning_logs_appears_in_the_notebook(torch_kernel):
+    said = torch_kernel.outputs("import pytorch_lightning as pl; pl.seed_everything(7); from lightning_fabric.utilities.imports import _IS_INTERACTIVE; print(_IS_INTERACTIVE)")
+    texts = {o["name"]: o["text"] for o in said if o["type"] == "stream"}
+    assert "Seed set to 7" in texts["stderr"] and texts["stdout"] == "True\n"
+
+
+PROGRAM = """
+import sys, json
+from mlkit.pipeline import forkserver
+from mlkit.pipeline.processes import launch
+process = launch("mlkit.pipeline.processes:ask", {"code": sys.argv[2]}, modules=sys.argv[1].split())
+print(json.dumps([process.receive(60), process.wait(20).signal, process.warm, forkserver.ask_all("status")]))
+"""
+
+
+@pytest.fixture
+def environment(tmp_path, monkeypatch):
+    "An environment of its own, in which packages can be upgraded and broken: the installed ones, by links, and what a test adds."
+    home = tmp_path / "r"
+    home.mkdir(mode=0o700)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "v")], check=True)
+    packages = next((tmp_path / "v" / "lib").glob("python*/site-packages"))
+    for path in Path(pytest.__file__).parent.parent.iterdir():
+        (packages / path.name).symlink_to(path)
+    (tmp_path / "helper.py").write_text("def ask(request, channel):\n    channel.send({'answer': eval(request['code'])})\n")
+    monkeypatch.setenv("MLKIT_RUNTIME", str(home))
+    yield packages
+    forkserver.stop()
+    assert wait_for(lambda: not servers_below(home))
+
+
+def asked(packages: Path, modules: str, code: str) -> list:
+    "Evaluate code in a process forked by the server of an environment."
+    python = packages.parent.parent.parent / "bin" / "python"
+    program = PROGRAM.replace("mlkit.pipeline.processes:ask", "helper:ask")
+    env = {**os.environ, "PYTHONPATH": str(packages.parents[3])}
+    done = subprocess.run([str(python), "-c", program, modules, code], env=env, capture_output=True, text=True, check=True, timeout=90)
+    return json.loads(done.stdout)
+
+
+def test_an_upgraded_package_is_the_new_one_in_the_next_kernel(environment):
+    for version in (1, 2):
+        (environment / f"upgradable-{version}.dist-info").mkdir()
+        (environment / "upgradable.py").write_text(f"version = {version} + 0 * {'9' * version}")
+        said, _, warm, servers = asked(environment, "upgradable", "('upgradable' in __import__('sys').modules, __import__('upgradable').version)")
+        assert said["answer"] == [True, version] and warm
+    home = Path(os.environ["MLKIT_RUNTIME"])
+    assert wait_for(lambda: len(list(home.glob("*.sock"))) == 1)  # the old server noticed
+
+
+def test_an_import_that_crashes_fails_or_brings_project_code_is_undone(environment, tmp_path):
+    (environment / "crashing.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    (environment / "failing.py").write_text("import sound\n1 / 0")
+    (environment / "leaving.py").write_text("import sys; sys.exit(3)")
+    (environment / "meddling.py").write_text("import sys; sys.path.insert(0, '/'); raise ImportError")
+    (environment / "plugged.py").write_text(f"import sys; sys.path.append({str(tmp_path)!r}); import helper")
+    (environment / "sound.py").write_text("x = 1")
+    said, _, warm, servers = asked(environment, "crashing failing leaving meddling plugged numpy", "sorted({'sound', 'numpy', 'plugged', 'failing'} & set(__import__('sys').modules))")
+    assert said["answer"] == ["numpy"] and warm
+    (server,) = servers
+    assert server["modules"] == ["numpy"] and set(server["unsafe"]) == {"crashing", "failing", "leaving", "meddling", "plugged"}
+    assert "ended the process" in server["unsafe"]["crashing"] and "helper" in server["unsafe"]["plugged"]
+
+
+def test_temporary_folders_made_at_import_are_not_shared(environment):
+    (environment / "keeping.py").write_text("import tempfile; place = tempfile.TemporaryDirectory('of-mine')")
+    code = "(__import__('keeping').place.name, __import__('os').path.isdir(__import__('keeping').place.name), 'keeping' in __import__('sys').modules)"
+    answers = [asked(environment, "keeping", code)[0]["answer"] for _ in range(2)]
+    assert answers[0][0] != answers[1][0] and all(a[0].endswith("of-mine") and a[1:] == [True, True] for a in answers)
+    assert not any(Path(a[0]).exists() for a in answers)

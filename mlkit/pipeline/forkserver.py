@@ -6,18 +6,18 @@
 __all__ = ['import_environment', 'package_folders', 'installed_state', 'fingerprint', 'socket_paths', 'ensure', 'hand_over',
            'Request', 'Attempt', 'Server', 'running', 'superfluous', 'threads', 'why_unsafe', 'is_project', 'top_names',
            'import_unit', 'ShellToCome', 'pretend_kernel', 'stop_pretending', 'pass_on', 'begin', 'conclude',
-           'fork_for', 'serve', 'missing', 'advance', 'accept', 'describe', 'main', 'be_process', 'ask_all', 'stop']
+           'fork_for', 'serve', 'relay', 'pass_to_light', 'missing', 'advance', 'accept', 'describe', 'main',
+           'be_process', 'ask_all', 'stop']
 
-# %% ../../nbs/pipeline/04_forkserver.ipynb #589dc0f8
+# %% ../../nbs/pipeline/04_forkserver.ipynb #29d92663
 import array
+import atexit
 import builtins
-import fcntl
 import gc
 import hashlib
 import importlib
 import json
 import os
-import resource
 import select
 import signal
 import site
@@ -154,7 +154,7 @@ def _start(path: Path, env: dict[str, str]):
         )
         process.returncode = 0  # it is not ours to wait for: it outlives us
 
-# %% ../../nbs/pipeline/04_forkserver.ipynb #7a4eceb3
+# %% ../../nbs/pipeline/04_forkserver.ipynb #3eeadea6
 def _warden_above() -> str:
     "Name the topmost warden above this process, or ''."
     found, pid = "", os.getppid()
@@ -178,6 +178,8 @@ def socket_paths(env: dict[str, str]) -> list[Path]:
 
 def ensure(env: dict[str, str] | None = None) -> socket.socket:
     "Connect to the server for this environment; start it if there is none. Raises `OSError`."
+    import fcntl  # which Windows has not
+
     env = dict(os.environ if env is None else env)
     paths = socket_paths(env)
     for path in paths:
@@ -205,7 +207,7 @@ def hand_over(order: dict, fds: list[int]) -> bool:
             return False
     return False
 
-# %% ../../nbs/pipeline/04_forkserver.ipynb #2a7e3edf
+# %% ../../nbs/pipeline/04_forkserver.ipynb #ac6b7f6d
 _kernel_base = (
     "ipykernel.kernelapp", "ipykernel.zmqshell", "ipykernel.debugger", "IPython.core.completerlib", "IPython.core.debugger", "IPython.core.oinspect",
     "IPython.extensions.storemagic", "tornado.platform.asyncio", "tornado.queues", "sqlite3", "pydoc", "pdb",
@@ -254,18 +256,21 @@ class Server:
     early: set[str] = field(default_factory=set)  # what any kernel has imported before it sees its folder
     waiting: list[Request] = field(default_factory=list)
     attempt: Attempt | None = None
+    light: socket.socket | None = None  # to the process that forks for those who need no modules
+    light_pid: int = 0
+    source: socket.socket | None = None  # in that process: where its requests come from
     identity: int = 0
     installed: list = field(default_factory=installed_state)
     environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
 
-# %% ../../nbs/pipeline/04_forkserver.ipynb #1b32177f
+# %% ../../nbs/pipeline/04_forkserver.ipynb #8d1ea60e
 def running(server: Server) -> int:
     "Count the processes that were handed out and have not ended."
     with suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
-    below = {*warden.children(server.root), *warden.children(os.getpid())}
-    return len(below - {os.getpid(), server.attempt.pid if server.attempt else 0})
+    below = {child for pid in (server.root, server.light_pid, os.getpid()) if pid for child in warden.children(pid)}
+    return len(below - {os.getpid(), server.light_pid, server.attempt.pid if server.attempt else 0})
 
 
 def superfluous(server: Server) -> bool:
@@ -412,7 +417,7 @@ def pass_on(shell):
     for name, value in stand_in.environment.items():
         os.environ.setdefault(name, value)
 
-# %% ../../nbs/pipeline/04_forkserver.ipynb #427a95f4
+# %% ../../nbs/pipeline/04_forkserver.ipynb #41e037fb
 def begin(server: Server, unit: str):
     "Import a unit in a fork, which takes the server's place if that goes well."
     ours, theirs = socket.socketpair()
@@ -426,11 +431,10 @@ def begin(server: Server, unit: str):
         request.close()
     server.waiting, server.attempt = [], None
     reason = import_unit(server, unit)
-    with theirs:
-        _send(theirs, {"reason": reason})
-        if reason:
-            os._exit(0)
-        _take_over(server, unit, theirs)
+    _send(theirs, {"reason": reason})
+    if reason:
+        os._exit(0)
+    _take_over(server, unit, theirs)
 
 
 def _take_over(server: Server, unit: str, line: socket.socket):
@@ -440,41 +444,52 @@ def _take_over(server: Server, unit: str, line: socket.socket):
         pretend_kernel()
     gc.collect()
     gc.freeze()  # a collection in a fork would touch, and so copy, every page
-    with suppress(EOFError):
-        server.unsafe = _receive(line)[0]
-        while True:
-            order, (connection, *fds) = _receive(line)
-            server.waiting.append(Request(socket.socket(fileno=connection), order, fds))
+    server.unsafe, _ = _receive(line)
+    while True:
+        order, fds = _receive(line)
+        if "light" in order:
+            break
+        server.waiting.append(Request(socket.socket(fileno=fds[0]), order, fds[1:]))
+    if order["light"]:
+        server.light, server.light_pid = line, order["light"]
+    else:
+        line.close()
 
 
 def conclude(server: Server):
     "Read the verdict of an attempt: hand over to it, or go on without the unit."
     attempt, server.attempt = server.attempt, None
-    with attempt.line:
-        try:
-            reason = _receive(attempt.line)[0]["reason"]
-        except (EOFError, OSError):
-            reason = "it ended the process that imported it"
-        if not reason:
-            _hand_on(server, attempt.line)
+    try:
+        reason = _receive(attempt.line)[0]["reason"]
+    except (EOFError, OSError):
+        reason = "it ended the process that imported it"
+    if not reason:
+        return _hand_on(server, attempt.line)
+    attempt.line.close()
     os.kill(attempt.pid, signal.SIGKILL)
     os.waitpid(attempt.pid, 0)
     server.unsafe[attempt.unit] = reason
 
 
 def _hand_on(server: Server, line: socket.socket):
+    "Leave those who wait to the new server, and end, or stay for what root and light are there for."
+    stays_light = server.modules == ["base"]
     _send(line, server.unsafe)
     for request in server.waiting:
         _send(line, request.order, [request.connection.fileno(), *request.fds])
         request.close()
-    line.close()
+    _send(line, {"light": os.getpid() if stays_light else 0})
     server.listener.close()
+    if stays_light:
+        server.waiting, server.source = [], line
+        return
+    line.close()
     with suppress(ChildProcessError):
-        while os.getpid() == server.root:  # the root stays, to be the parent of what is left below it
+        while os.getpid() == server.root:  # to be the parent of what is left below it
             os.wait()
     os._exit(0)
 
-# %% ../../nbs/pipeline/04_forkserver.ipynb #7e8d25b6
+# %% ../../nbs/pipeline/04_forkserver.ipynb #b157717e
 def fork_for(server: Server, request: Request) -> bool:
     "Fork a warden, and below it the process; return True in that process only."
     gc.freeze()
@@ -482,53 +497,88 @@ def fork_for(server: Server, request: Request) -> bool:
     if os.fork():
         request.close()
         return False
-    server.listener.close()
+    reason = "it failed"
+    try:
+        signals, here = warden.become_warden(), os.getpid()
+        _let_go(server, request)
+        reason = fresh.why_not_forked(request.order, server.early, top_names())
+        _send(request.connection, {"forked": not reason, "reason": reason})
+        request.connection.close()
+    finally:
+        if reason:
+            os._exit(0)
+    return _fork_below(request, signals, here)
+
+
+def _let_go(server: Server, request: Request):
+    "Close what a fork has from the server besides its own request."
     for other in [r for r in server.waiting if r is not request]:
         other.close()
-    if server.attempt:
-        server.attempt.line.close()
-    signals, here = warden.become_warden(), os.getpid()
-    reason = fresh.why_not_forked(request.order, server.early, top_names())
-    _send(request.connection, {"forked": not reason, "reason": reason})
-    request.connection.close()
-    if reason:
-        os._exit(0)
-    return _fork_below(request, signals, here)
+    for line in (server.listener, server.light, server.source, server.attempt and server.attempt.line):
+        if line:
+            line.close()
 
 
 def _fork_below(request: Request, signals: dict, here: int) -> bool:
     streams, (control, channel, *lease) = request.fds[:3], request.fds[3:]
     if child := os.fork():
-        for fd in streams:
-            os.close(fd)
-        warden.watch(child, control, request.order["memory_limit"], shared=True)
-        os._exit(0)
+        try:
+            for fd in streams:
+                os.close(fd)
+            warden.watch(child, control, request.order["memory_limit"], shared=True)
+        finally:  # whatever happens, a warden must not turn into a second server
+            os._exit(0)
     warden.become_child(signals, here)
     for fd in (control, *lease):
         os.close(fd)
     request.fds = [*streams, channel]
     return True
 
-# %% ../../nbs/pipeline/04_forkserver.ipynb #16d93ccc
+# %% ../../nbs/pipeline/04_forkserver.ipynb #98df8566
 def serve(server: Server) -> Request | None:
     "Answer requests until nobody needs the server; return a request in a process that was forked for it, None in the server."
-    needed = True
-    while needed:
+    while server.source or not superfluous(server):
         if request := advance(server):
             return request
         poll = select.poll()
-        poll.register(server.listener, select.POLLIN)
+        poll.register(server.source or server.listener, select.POLLIN)
         if server.attempt:
             poll.register(server.attempt.line, select.POLLIN)
         ready = {fd for fd, _ in poll.poll(1000 * min(2.0, max(0.05, server.idle / 4)))}
         if server.attempt and (server.attempt.line.fileno() in ready or time.monotonic() > server.attempt.deadline):
             conclude(server)
-        if server.listener.fileno() in ready:
+        elif server.source and ready:
+            relay(server)
+        elif ready:
             accept(server)
-        needed = ready or not superfluous(server)
+        elif server.source:
+            running(server)  # which also buries the dead
     server.path.unlink(missing_ok=True)
     server.path.with_suffix(".log").unlink(missing_ok=True)
     return None
+
+
+def relay(server: Server):
+    "In the light process, take in a request that the server passed on."
+    try:
+        order, fds = _receive(server.source)
+    except (EOFError, OSError):
+        os._exit(0)
+    server.waiting.append(Request(socket.socket(fileno=fds[0]), order, fds[1:]))
+
+
+def pass_to_light(server: Server, request: Request) -> bool:
+    "Have the light process serve a request that needs no modules; return whether it does."
+    if not server.light or request.order["modules"]:
+        return False
+    try:
+        _send(server.light, request.order, [request.connection.fileno(), *request.fds])
+    except OSError:
+        server.light = None
+        return False
+    request.close()
+    server.forks, server.needed = server.forks + 1, time.monotonic()
+    return True
 
 
 def missing(server: Server, request: Request) -> list[str]:
@@ -540,7 +590,7 @@ def advance(server: Server) -> Request | None:
     "Fork for all whose modules are there, begin an import for the others; return a request in a process that was forked for it."
     while server.waiting:
         if found := next((r for r in server.waiting if not missing(server, r)), None):
-            if fork_for(server, found):
+            if not pass_to_light(server, found) and fork_for(server, found):
                 return found
             server.waiting.remove(found)
         elif server.attempt:
@@ -576,7 +626,7 @@ def describe(server: Server) -> dict:
         "modules": modules, "unsafe": server.unsafe, "importing": server.attempt.unit if server.attempt else None,
     }  # fmt: skip
 
-# %% ../../nbs/pipeline/04_forkserver.ipynb #6a64b48d
+# %% ../../nbs/pipeline/04_forkserver.ipynb #ccc012c1
 def _settle(listener: socket.socket):
     os.set_inheritable(listener.fileno(), False)
     gc.disable()
@@ -600,6 +650,8 @@ def main(fd: int, name: str, path: list[str]):
     begin(server, "base")
     if request := serve(server):
         be_process(server, request)
+    atexit._run_exitfuncs()  # what was imported may have made temporary folders
+    os._exit(0)
 
 
 def be_process(server: Server, request: Request):

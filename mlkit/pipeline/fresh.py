@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_status', 'limits', 'describe_birth', 'python_path', 'why_not_forked', 'StandIn', 'be_born', 'end', 'run_to_end']
 
-# %% ../../nbs/pipeline/03b_fresh.ipynb #fd682efe
+# %% ../../nbs/pipeline/03b_fresh.ipynb #15d69102
 import atexit
 import gc
 import importlib
@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import types
+import weakref
 
 # %% ../../nbs/pipeline/03b_fresh.ipynb #25007984
 def read_status(*fields: str) -> dict[str, str]:
@@ -145,7 +146,16 @@ def _take_interpreter(birth: dict, path: list[str]):
     sys.modules["__main__"] = types.ModuleType("__main__")
     gc.enable()
 
-# %% ../../nbs/pipeline/03b_fresh.ipynb #31b5532b
+# %% ../../nbs/pipeline/03b_fresh.ipynb #385b99ab
+def _take_places():
+    for finalizer, info in list(weakref.finalize._registry.items()):
+        finalizer.atexit = False
+        owner = info.weakref()
+        if "tempfile" in sys.modules and isinstance(owner, sys.modules["tempfile"].TemporaryDirectory):
+            finalizer.detach()
+            owner.__init__(suffix=os.path.basename(owner.name)[11:])  # after "tmp" and eight letters
+
+# %% ../../nbs/pipeline/03b_fresh.ipynb #0e567e60
 def be_born(
     birth: dict,  # from `describe_birth`
     streams: list[int],  # what becomes stdin, stdout and stderr
@@ -156,6 +166,7 @@ def be_born(
     _take_streams(streams)
     _take_interpreter(birth, path)
     _take_chance()
+    _take_places()
 
 # %% ../../nbs/pipeline/03b_fresh.ipynb #a91972a9
 def end(code: int, old: set[str]):
