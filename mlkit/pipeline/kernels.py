@@ -23,7 +23,7 @@ from ..core.display import duration, size, text_table
 from . import forkserver
 from .processes import Channel, Contained, Exit, launch
 
-# %% ../../nbs/pipeline/05_kernels.ipynb #d7101e4b
+# %% ../../nbs/pipeline/05_kernels.ipynb #48af4700
 def serve(request: dict, channel: Channel):
     "Be a kernel, as `python -m ipykernel_launcher` would: the target of a launch."
     from ipykernel.kernelapp import IPKernelApp
@@ -35,6 +35,11 @@ def serve(request: dict, channel: Channel):
     app.initialize(sys.argv[1:])
     forkserver.pass_on(app.shell)
     app.start()
+    if app.control_thread and app.control_thread.is_alive():  # ipykernel ends it after the thread it speaks to, and then may wait for it for ever
+        app.control_thread.stop()
+        app.control_thread.join()
+    if getattr(app.kernel, "_shutdown_message", None) and app.control_thread:
+        app.control_thread.join(2)
 
 # %% ../../nbs/pipeline/05_kernels.ipynb #9df6920d
 def _sweep(home: Path):
