@@ -233,6 +233,15 @@ def test_nothing_outlives_its_kernel():
     assert wait_for(lambda: not any(map(alive, pids)), 2) and not folder.exists()
 
 
+def test_not_even_a_killed_warden_leaves_anything_behind():
+    with kernel() as one:
+        one.run("import subprocess, os; a = subprocess.Popen(['setsid', 'sleep', '600'])")
+        pids = [int(p) for p in one.run("print(a.pid, os.getpid(), os.getppid())").split()]
+        os.kill(pids[-1], signal.SIGKILL)
+        assert wait_for(lambda: not any(map(alive, pids)), 4)
+        assert wait_for(lambda: not one.manager.is_alive(), 2)
+
+
 def test_kernels_talk_over_private_sockets():
     with kernel() as one:
         info = one.manager.get_connection_info()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['import_environment', 'package_folders', 'installed_state', 'fingerprint', 'socket_paths', 'ensure', 'hand_over',
            'Request', 'Attempt', 'Server', 'running', 'superfluous', 'threads', 'why_unsafe', 'is_project', 'top_names',
-           'import_unit', 'ShellToCome', 'pretend_kernel', 'stop_pretending', 'pass_on', 'begin', 'conclude',
+           'import_unit', 'ShellToCome', 'pretend_kernel', 'stop_pretending', 'pass_on', 'begin', 'conclude', 'be_root',
            'fork_for', 'serve', 'relay', 'pass_to_light', 'missing', 'advance', 'accept', 'describe', 'main',
            'be_process', 'ask_all', 'stop']
 
@@ -334,7 +334,7 @@ def why_unsafe(before: set[str]) -> str:
         return f"it leaves {count - 1} thread{'s' * (count > 2)} running"
     return ""
 
-# %% ../../nbs/pipeline/04_forkserver.ipynb #291ed3cc
+# %% ../../nbs/pipeline/04_forkserver.ipynb #1258f8e9
 def _import(name: str):
     try:
         importlib.import_module(name)
@@ -358,6 +358,18 @@ def _import_base(server: Server):
         if not (name.startswith("mlkit.") and is_project()):
             with suppress(Exception):  # a worker will say what is wrong with it
                 importlib.import_module(name)
+    with suppress(Exception):
+        _warm_up()
+
+
+def _warm_up():
+    "Do once what every worker would do first: compile the notebook format's schemas, read the entry points."
+    import nbformat
+    from jupyter_client.provisioning import KernelProvisionerFactory
+
+    for minor in range(6):
+        nbformat.validate({"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": minor})
+    KernelProvisionerFactory.instance()
 
 
 def top_names() -> set[str]:
@@ -417,7 +429,7 @@ def pass_on(shell):
     for name, value in stand_in.environment.items():
         os.environ.setdefault(name, value)
 
-# %% ../../nbs/pipeline/04_forkserver.ipynb #41e037fb
+# %% ../../nbs/pipeline/04_forkserver.ipynb #9b856920
 def begin(server: Server, unit: str):
     "Import a unit in a fork, which takes the server's place if that goes well."
     ours, theirs = socket.socketpair()
@@ -484,10 +496,30 @@ def _hand_on(server: Server, line: socket.socket):
         server.waiting, server.source = [], line
         return
     line.close()
-    with suppress(ChildProcessError):
-        while os.getpid() == server.root:  # to be the parent of what is left below it
-            os.wait()
+    if os.getpid() == server.root:
+        be_root()
     os._exit(0)
+
+# %% ../../nbs/pipeline/04_forkserver.ipynb #f9864e47
+_title = "mlkit-server"
+
+
+def _is_stray(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip() not in (_title, warden.title)
+    return False
+
+
+def be_root():
+    "Bury the dead and end the strays, as long as anybody is left below this process."
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+    with suppress(ChildProcessError):
+        while True:
+            if os.waitpid(-1, os.WNOHANG)[0]:
+                continue
+            for pid in filter(_is_stray, warden.children(os.getpid())):
+                os.kill(pid, signal.SIGKILL)
+            signal.sigtimedwait([signal.SIGCHLD], 1.0)
 
 # %% ../../nbs/pipeline/04_forkserver.ipynb #b157717e
 def fork_for(server: Server, request: Request) -> bool:
@@ -626,7 +658,7 @@ def describe(server: Server) -> dict:
         "modules": modules, "unsafe": server.unsafe, "importing": server.attempt.unit if server.attempt else None,
     }  # fmt: skip
 
-# %% ../../nbs/pipeline/04_forkserver.ipynb #ccc012c1
+# %% ../../nbs/pipeline/04_forkserver.ipynb #ddf3e884
 def _settle(listener: socket.socket):
     os.set_inheritable(listener.fileno(), False)
     gc.disable()
@@ -634,7 +666,7 @@ def _settle(listener: socket.socket):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    warden.set_title("mlkit-server")
+    warden.set_title(_title)
     warden.adopt_orphans()
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     sys.stdout, sys.stderr = fresh.StandIn("stdout"), fresh.StandIn("stderr")
