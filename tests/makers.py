@@ -68,16 +68,19 @@ def digests(manifest: dict) -> dict:
 
 
 def marked(mark: str) -> list[int]:
-    "List the processes whose environment holds `mark`, but for fork servers, which outlive a run on purpose."
+    """List the processes whose environment holds the folder `mark` or that work below it, but for fork servers, which outlive a run on purpose.
+
+    A forked process shows the environment that its server was started with, so its working folder must do.
+    """
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
-                environment, command = (entry / "environ").read_bytes(), (entry / "cmdline").read_bytes()
+                environment, here = (entry / "environ").read_bytes(), os.readlink(entry / "cwd")
                 state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
             except OSError:
                 continue
-            if mark.encode() in environment and state != "Z" and b"forkserver" not in command:
+            if (mark.encode() in environment and here != "/" or here.startswith(mark)) and state != "Z":
                 found.append(int(entry.name))
     return found
 

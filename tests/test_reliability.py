@@ -21,9 +21,9 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and mounts o
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    "A folder with a store of its own; processes started below it carry a mark."
+    "A folder with a store of its own; processes started for it work below it or carry its name."
     monkeypatch.setenv("MLKIT_STORE", str(tmp_path / "store"))
-    monkeypatch.setenv("MLKIT_TEST_MARK", f"mark-{tmp_path.name}-{random.random()}")
+    monkeypatch.setenv("MLKIT_TEST_MARK", str(tmp_path))
     return tmp_path
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Task', 'Options', 'usable_cores', 'thread_limits', 'width', 'make_request', 'ending', 'State', 'end', 'advance',
-           'settle_or_start', 'has_room', 'take', 'start', 'listen', 'finish', 'keep', 'complete_notebook', 'patience',
-           'stop', 'enforce', 'interruptible', 'execute', 'describe_job', 'Result', 'run', 'outcome',
+           'settle_or_start', 'has_room', 'take', 'start', 'listen', 'bury', 'conclude', 'keep', 'complete_notebook',
+           'patience', 'stop', 'enforce', 'interruptible', 'execute', 'describe_job', 'Result', 'run', 'outcome',
            'insist_on_secrets', 'clear_leftovers']
 
 # %% ../../nbs/pipeline/12_runner.ipynb #4c59b997
@@ -123,9 +123,9 @@ def make_request(run: "State", task: Task) -> dict:
         "warm": run.options.warm, "modules": list(imports(job.stage).third_party), "memory": settings.memory,
     }  # fmt: skip
 
-# %% ../../nbs/pipeline/12_runner.ipynb #e76e36fe
-def ending(task: Task, exit) -> dict:
-    "Say how a job ended, from the last messages of its worker and the exit status of its process."
+# %% ../../nbs/pipeline/12_runner.ipynb #3b538194
+def ending(task: Task, exit=None) -> dict:
+    "Say how a job ended, from the last messages of its worker and, unless it is still there, the exit status of its process."
     end = task.messages.get("end") or {"state": "out of memory" if exit.oom else "killed", "error": None, "records": {}}
     end = {k: v for k, v in end.items() if k != "event"}
     published = task.messages.get("published", {})
@@ -146,7 +146,7 @@ def _died(task: Task, exit) -> str:
     where = f" in cell {cell['index'] + 1} of {cell['of']}" if cell else " before its first cell"
     return f"the stage was {task.stopped or ('out of memory' if exit.oom else 'killed')}{where}"
 
-# %% ../../nbs/pipeline/12_runner.ipynb #4e1f1154
+# %% ../../nbs/pipeline/12_runner.ipynb #745de518
 @dataclass
 class State:
     "A run under way."
@@ -160,6 +160,7 @@ class State:
     last: dict[str, dict]  # what each job produced in the last run
     digests: Digests
     selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
+    workers: int = 0  # processes that have not ended
     interrupts: int = 0
 
     @property
@@ -216,7 +217,7 @@ def take(run: State, task: Task):
     told = {k: record[k] for k in ("outputs", "records", "seconds", "cells", "peak_memory") if k in record}
     end(run, task, "cached", key=task.decision.key, why=[f"made by run {record.get('run')}"], notebook=f"{task.job.slug}.ipynb", **told)
 
-# %% ../../nbs/pipeline/12_runner.ipynb #c51edcce
+# %% ../../nbs/pipeline/12_runner.ipynb #dd784426
 def start(run: State, task: Task):
     "Start the worker of a job, unless another run is making the same result."
     from mlkit.pipeline.processes import launch
@@ -238,8 +239,9 @@ def start(run: State, task: Task):
     timeout = run.pipeline.settings[task.job.stage.name].timeout
     task.deadline = time.monotonic() + timeout if timeout else None
     run.selector.register(task.process.fileno(), selectors.EVENT_READ, lambda: listen(run, task))
+    run.workers += 1
 
-# %% ../../nbs/pipeline/12_runner.ipynb #77f1e69f
+# %% ../../nbs/pipeline/12_runner.ipynb #f6bf7ca1
 def listen(run: State, task: Task):
     "Pass on what the worker of a job has to say; finish the job when it has ended."
     while True:
@@ -248,20 +250,27 @@ def listen(run: State, task: Task):
         except TimeoutError:
             return
         if message is None:
-            return finish(run, task)
+            return bury(run, task)
         kind = message.pop("event")
         task.messages[kind] = message
         if kind in ("kernel", "cell", "warning"):
             run.log.emit(f"job.{kind}", job=task.job.id, **message)
+        elif "outputs" in message:
+            conclude(run, task, ending(task))
 
 
-def finish(run: State, task: Task):
-    "Conclude a job whose worker has ended: keep its result, try again, or tell of its failure."
+def bury(run: State, task: Task):
+    "Let go of a worker that has ended, and conclude its job if that was not done yet."
     run.selector.unregister(task.process.fileno())
+    run.workers -= 1
     exit = task.process.wait(10)
     task.process.close()
-    outcome = ending(task, exit)
-    outcome.setdefault("peak_memory", exit.peak_memory)
+    if not task.ended:
+        conclude(run, task, {"peak_memory": exit.peak_memory} | ending(task, exit))
+
+
+def conclude(run: State, task: Task, outcome: dict):
+    "Conclude a job: keep its result, try again, or tell of its failure."
     shutil.rmtree(run.store.tmp / run.id / task.job.slug, ignore_errors=True)
     if outcome["state"] == "done":
         keep(run, task, outcome)
@@ -298,13 +307,13 @@ def complete_notebook(run: State, task: Task, state: str):
     with suppress(FileNotFoundError):  # it was killed before it had written anything
         complete(run.folder / f"{task.job.slug}.ipynb", run.folder / f"{task.job.slug}.journal.jsonl", state)
 
-# %% ../../nbs/pipeline/12_runner.ipynb #06bcb947
+# %% ../../nbs/pipeline/12_runner.ipynb #1442099f
 def patience(run: State) -> float | None:
     "Return how many seconds nothing can happen by itself; None for as long as it takes."
     moments = [t.deadline for t in run.in_state("running") if t.deadline] + [t.not_before for t in run.in_state("pending") if t.not_before]
     if moments:
         return max(0.0, min(moments) - time.monotonic())
-    return None if run.in_state("running") else 0.0
+    return None if run.workers else 0.0
 
 
 def stop(task: Task, reason: str):
@@ -350,11 +359,11 @@ def interruptible(run: State):
         run.selector.unregister(woken)
         woken.close(), waker.close()
 
-# %% ../../nbs/pipeline/12_runner.ipynb #c1e30fab
+# %% ../../nbs/pipeline/12_runner.ipynb #02707525
 def execute(run: State):
     "Bring every task of a run to an end."
     with interruptible(run):
-        while not all(t.ended for t in run.tasks.values()):
+        while run.workers or not all(t.ended for t in run.tasks.values()):
             advance(run)
             for ready, _ in run.selector.select(patience(run)):
                 ready.data()
