@@ -207,7 +207,7 @@ def hand_over(order: dict, fds: list[int]) -> bool:
             return False
     return False
 
-# %% ../../nbs/pipeline/04_forkserver.ipynb #ac6b7f6d
+# %% ../../nbs/pipeline/04_forkserver.ipynb #900389b9
 _kernel_base = (
     "ipykernel.kernelapp", "ipykernel.zmqshell", "ipykernel.debugger", "IPython.core.completerlib", "IPython.core.debugger", "IPython.core.oinspect",
     "IPython.extensions.storemagic", "tornado.platform.asyncio", "tornado.queues", "sqlite3", "pydoc", "pdb",
@@ -254,6 +254,7 @@ class Server:
     modules: list[str] = field(default_factory=list)
     unsafe: dict[str, str] = field(default_factory=dict)
     early: set[str] = field(default_factory=set)  # what any kernel has imported before it sees its folder
+    loaded: set[str] = field(default_factory=set)
     waiting: list[Request] = field(default_factory=list)
     attempt: Attempt | None = None
     light: socket.socket | None = None  # to the process that forks for those who need no modules
@@ -429,7 +430,7 @@ def pass_on(shell):
     for name, value in stand_in.environment.items():
         os.environ.setdefault(name, value)
 
-# %% ../../nbs/pipeline/04_forkserver.ipynb #9b856920
+# %% ../../nbs/pipeline/04_forkserver.ipynb #8c4aed71
 def begin(server: Server, unit: str):
     "Import a unit in a fork, which takes the server's place if that goes well."
     ours, theirs = socket.socketpair()
@@ -454,6 +455,9 @@ def _take_over(server: Server, unit: str, line: socket.socket):
     server.modules.append(unit)
     if unit == "base":
         pretend_kernel()
+    server.loaded = top_names()
+    sys.path_importer_cache.clear()  # forks look at the folders for themselves
+    importlib.invalidate_caches()
     gc.collect()
     gc.freeze()  # a collection in a fork would touch, and so copy, every page
     server.unsafe, _ = _receive(line)
@@ -521,7 +525,7 @@ def be_root():
                 os.kill(pid, signal.SIGKILL)
             signal.sigtimedwait([signal.SIGCHLD], 1.0)
 
-# %% ../../nbs/pipeline/04_forkserver.ipynb #b157717e
+# %% ../../nbs/pipeline/04_forkserver.ipynb #5d4b2111
 def fork_for(server: Server, request: Request) -> bool:
     "Fork a warden, and below it the process; return True in that process only."
     gc.freeze()
@@ -533,7 +537,7 @@ def fork_for(server: Server, request: Request) -> bool:
     try:
         signals, here = warden.become_warden(), os.getpid()
         _let_go(server, request)
-        reason = fresh.why_not_forked(request.order, server.early, top_names())
+        reason = fresh.why_not_forked(request.order, server.early, server.loaded)
         _send(request.connection, {"forked": not reason, "reason": reason})
         request.connection.close()
     finally:

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['read_status', 'limits', 'describe_birth', 'python_path', 'why_not_forked', 'StandIn', 'be_born', 'end', 'run_to_end']
 
-# %% ../../nbs/pipeline/03b_fresh.ipynb #15d69102
+# %% ../../nbs/pipeline/03b_fresh.ipynb #efb447a7
 import atexit
 import gc
-import importlib
 import io
 import os
 import signal
@@ -124,7 +123,7 @@ class StandIn:
         now = getattr(sys, self._name)
         return getattr(getattr(sys, f"__{self._name}__") if now is self else now, attribute)
 
-# %% ../../nbs/pipeline/03b_fresh.ipynb #a291b874
+# %% ../../nbs/pipeline/03b_fresh.ipynb #b8f428ce
 def _take_chance():
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()
@@ -141,8 +140,6 @@ def _take_chance():
 def _take_interpreter(birth: dict, path: list[str]):
     sys.argv, sys.orig_argv = ["-c"], [sys.executable, "-c"]
     sys.path[:] = dict.fromkeys([*python_path(birth), *path])
-    sys.path_importer_cache.clear()
-    importlib.invalidate_caches()
     sys.modules["__main__"] = types.ModuleType("__main__")
     gc.enable()
 

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['serve', 'socket_folder', 'modules_nearby', 'WarmProvisioner', 'is_ours', 'spec', 'install', 'status', 'stop']
 
-# %% ../../nbs/pipeline/05_kernels.ipynb #af2a652f
+# %% ../../nbs/pipeline/05_kernels.ipynb #1904c52c
 import asyncio
 import json
 import os
 import secrets
 import shutil
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -23,7 +22,7 @@ from ..core.display import duration, size, text_table
 from . import forkserver
 from .processes import Channel, Contained, Exit, launch
 
-# %% ../../nbs/pipeline/05_kernels.ipynb #48af4700
+# %% ../../nbs/pipeline/05_kernels.ipynb #2227b12d
 def serve(request: dict, channel: Channel):
     "Be a kernel, as `python -m ipykernel_launcher` would: the target of a launch."
     from ipykernel.kernelapp import IPKernelApp
@@ -35,9 +34,6 @@ def serve(request: dict, channel: Channel):
     app.initialize(sys.argv[1:])
     forkserver.pass_on(app.shell)
     app.start()
-    if app.control_thread and app.control_thread.is_alive():  # ipykernel ends it after the thread it speaks to, and then may wait for it for ever
-        app.control_thread.stop()
-        app.control_thread.join()
     if getattr(app.kernel, "_shutdown_message", None) and app.control_thread:
         app.control_thread.join(2)
 
