@@ -6,15 +6,17 @@
 __all__ = ['judge', 'first_line', 'Chronicle', 'Execution', 'show_error', 'run_notebook', 'MLKitEngine', 'read_notebook',
            'choose_kernel', 'records', 'execute']
 
-# %% ../../nbs/pipeline/07_engine.ipynb #01c2c8ac
+# %% ../../nbs/pipeline/07_engine.ipynb #a4e567d2
 import os
 import re
 import time
 from contextlib import contextmanager, suppress
+from functools import partial
 from ..core.errors import MLKitError
 from .client import KernelClient, KernelDied, make_manager, peak_memory, reset_peak_memory
 from .journal import BAD, Journal, NotebookFile, code_cells, iso, mark
 from .outputs import Outputs, Scrubber
+from .watch import start_code, warnings
 
 # %% ../../nbs/pipeline/07_engine.ipynb #8dc388db
 _colors = re.compile("\x1b\\[[0-9;]*[A-Za-z]")
@@ -301,7 +303,7 @@ def records(notebook: dict) -> dict:
     shown = [o["data"].get(RECORD_TYPE, {}) for c in code_cells(notebook) for o in c["outputs"] if "data" in o]
     return {name: value for values in shown for name, value in values.items()}
 
-# %% ../../nbs/pipeline/07_engine.ipynb #e1e2889c
+# %% ../../nbs/pipeline/07_engine.ipynb #0c29af24
 class _Stop:
     "Listens to a channel for the order to stop."
 
@@ -333,7 +335,8 @@ def execute(request: dict, channel) -> dict:
         notebook["metadata"]["papermill"]["input_path"] = os.path.basename(request["notebook"])
         book = Chronicle(notebook, journal, file, tell)
         kernel = choose_kernel(notebook, request)
-        end.update(run_notebook(book, kernel, Outputs(notebook, scrub), lambda e: _Stop(channel, e), cwd=request["cwd"], env={**os.environ, **request.get("env", {})}))
+        begin = partial(_prepare, channel, request)
+        end.update(run_notebook(book, kernel, Outputs(notebook, scrub), begin, cwd=request["cwd"], env={**os.environ, **request.get("env", {})}))
         cells = [{k: v for k, v in c.items() if k != "started"} for c in book.known]
         end.update({"records": records(notebook), "cells": cells})
         return notebook
@@ -345,7 +348,20 @@ def execute(request: dict, channel) -> dict:
         pass
     finally:
         journal.close()
+    for text in warnings(_report(request)):
+        tell({"event": "warning", "text": text})
     return scrub.deep(end)
+
+
+def _report(request: dict) -> str:
+    return f"{request['journal']}.watch"
+
+
+def _prepare(channel, request: dict, execution: Execution):
+    "Listen for the order to stop, and have the kernel watch what its notebook opens."
+    _Stop(channel, execution)
+    if execution.kernel.info.get("implementation") == "ipython":
+        execution.kernel.execute(start_code(_report(request), request.get("declared", [])), silent=True)
 
 
 def _secrets(places: dict[str, str]) -> list[str]:
