@@ -5,25 +5,13 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/bundle/index.ipynb #4d3c6ae7
-from importlib import import_module
+# %% ../../nbs/bundle/index.ipynb #5cd1f871
 from typing import TYPE_CHECKING
+from ..core.doors import front_door
 
 if TYPE_CHECKING:
     from mlkit.bundle.format import BundleError, Manifest, Tensor, read_bundle, write_bundle  # noqa: F401
     from mlkit.bundle.predict import Bundle, package  # noqa: F401
 
-# %% ../../nbs/bundle/index.ipynb #2131cb4f
-_WHERE = {"format": ("BundleError", "Manifest", "Tensor", "read_bundle", "write_bundle"), "predict": ("Bundle", "package")}
-_MODULES = {name: module for module, names in _WHERE.items() for name in names}
-
-
-def __getattr__(name: str):
-    "Import the module of a public name when it is first used."
-    if name not in _MODULES:
-        raise AttributeError(f"module 'mlkit.bundle' has no attribute {name!r}")
-    return getattr(import_module(f"mlkit.bundle.{_MODULES[name]}"), name)
-
-
-def __dir__():
-    return sorted(_MODULES)
+# %% ../../nbs/bundle/index.ipynb #4af6f9a4
+__getattr__, __dir__ = front_door(__name__, {"format": ("BundleError", "Manifest", "Tensor", "read_bundle", "write_bundle"), "predict": ("Bundle", "package")})

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/data/index.ipynb #6b563618
-from importlib import import_module
+# %% ../../nbs/data/index.ipynb #bc8ecbf3
 from typing import TYPE_CHECKING
+from ..core.doors import front_door
 
 if TYPE_CHECKING:
     from mlkit.data.images import ImageError, ImagePreprocess, decode, encode_png, gallery, image_bytes, image_table  # noqa: F401
@@ -15,22 +15,10 @@ if TYPE_CHECKING:
     from mlkit.data.splits import SplitError, hold_out, split  # noqa: F401
     from mlkit.data.tables import TableError, require, scan  # noqa: F401
 
-# %% ../../nbs/data/index.ipynb #6274e325
-_WHERE = {
+# %% ../../nbs/data/index.ipynb #3a04bb96
+__getattr__, __dir__ = front_door(__name__, {
     "images": ("ImageError", "ImagePreprocess", "decode", "encode_png", "gallery", "image_bytes", "image_table"),
     "sources": ("CATALOGUE", "Dataset", "SourceError", "load", "locate"),
     "splits": ("SplitError", "hold_out", "split"),
     "tables": ("TableError", "require", "scan"),
-}
-_MODULES = {name: module for module, names in _WHERE.items() for name in names}
-
-
-def __getattr__(name: str):
-    "Import the module of a public name when it is first used."
-    if name not in _MODULES:
-        raise AttributeError(f"module 'mlkit.data' has no attribute {name!r}")
-    return getattr(import_module(f"mlkit.data.{_MODULES[name]}"), name)
-
-
-def __dir__():
-    return sorted(_MODULES)
+})

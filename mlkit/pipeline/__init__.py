@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/pipeline/index.ipynb #72eb67d3
+# %% ../../nbs/pipeline/index.ipynb #7b30ceb9
 from typing import TYPE_CHECKING
+from ..core.doors import front_door
 
 if TYPE_CHECKING:
     from mlkit.pipeline.contract import Input, Output, Secret, Source, record
@@ -14,13 +15,6 @@ if TYPE_CHECKING:
     from mlkit.pipeline.runner import run
 
 __all__ = ["Input", "Output", "Secret", "Source", "Sweep", "load_pipeline", "record", "run"]
-_rooms = {"contract": ("Input", "Output", "Secret", "Source", "record"), "graph": ("Sweep", "load_pipeline"), "runner": ("run",)}
-
-# %% ../../nbs/pipeline/index.ipynb #b57d9d39
-def __getattr__(name: str):
-    from importlib import import_module
-
-    for room, names in _rooms.items():
-        if name in names:
-            return getattr(import_module(f"mlkit.pipeline.{room}"), name)
-    raise AttributeError(f"module 'mlkit.pipeline' has no attribute {name!r}")
+__getattr__, __dir__ = front_door(
+    __name__, {"contract": ("Input", "Output", "Secret", "Source", "record"), "graph": ("Sweep", "load_pipeline"), "runner": ("run",)}
+)

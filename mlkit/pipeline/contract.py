@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['RECORD_TYPE', 'MissingInput', 'Input', 'Output', 'Source', 'Secret', 'read_secret', 'plain', 'record']
 
-# %% ../../nbs/pipeline/00_contract.ipynb #047125d6
+# %% ../../nbs/pipeline/00_contract.ipynb #16d13729
+import ast
 import math
 import os
+import sys
 from pathlib import Path
 from types import GenericAlias
 from ..core.config import find_store
@@ -113,31 +115,35 @@ def read_secret(place: str) -> str:
         raise MLKitError("A secret is given as env:NAME or file:PATH, never as itself: a command line is seen by others and kept in histories.")
     raise MLKitError(f"The secret is not there: {f'the environment variable {name} is not set' if kind == 'env' else f'there is no file {name}'}.")
 
-# %% ../../nbs/pipeline/00_contract.ipynb #917566af
-_held: list = []  # what the functions above returned in this process
-_names: dict[str, type] = {}  # the names it was bound to
+# %% ../../nbs/pipeline/00_contract.ipynb #30ad60bb
+_names: dict[str, type] = {}  # what a cell of this notebook bound to a call of the contract
+_shells: list = []  # those that call `_restore` after each cell
 
 
 def _keep(value):
-    shell = _shell()
-    if shell and not _held:
-        shell.events.register("post_run_cell", lambda *_: _restore(shell.user_ns))
-    if shell:
-        _held.append(value)
+    if (shell := _shell()) and shell not in _shells:
+        _shells.append(shell)
+        shell.events.register("post_run_cell", lambda result: _restore(shell.user_ns, result.info.raw_cell or ""))
     return value
 
 
 def _shell():
-    import sys
-
     return sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
 
 
-def _restore(namespace: dict):
-    "Turn text in names that held a path or a secret into that again."
-    for name, value in namespace.items():
-        if value is not None and not name.startswith("_") and any(value is held for held in _held):
-            _names[name] = Secret if isinstance(value, Secret) else Path
+def _bound(cell: str) -> dict[str, type]:
+    "Map the names that a cell binds to a call of the contract to what they should hold."
+    try:
+        statements = [s for s in ast.parse(cell).body if isinstance(s, (ast.Assign, ast.AnnAssign)) and isinstance(s.value, ast.Call)]
+    except SyntaxError:  # a cell with magics is no parameters cell of ours
+        return {}
+    calls = [(t.id, ast.unparse(s.value.func).rpartition(".")[2]) for s in statements for t in getattr(s, "targets", [getattr(s, "target", None)]) if isinstance(t, ast.Name)]
+    return {name: Secret if call == "Secret" else Path for name, call in calls if call in ("Input", "Output", "Source", "Secret")}
+
+
+def _restore(namespace: dict, cell: str):
+    "Turn text in names that a path or a secret belongs to into that again."
+    _names.update(_bound(cell))
     for name, kind in _names.items():
         value = namespace.get(name)
         if type(value) is str:

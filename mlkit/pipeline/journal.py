@@ -6,24 +6,24 @@
 __all__ = ['BAD', 'STATES', 'iso', 'mark', 'Journal', 'code_cells', 'Account', 'read', 'notebook_text', 'NotebookFile',
            'complete']
 
-# %% ../../nbs/pipeline/06_journal.ipynb #1b65271f
+# %% ../../nbs/pipeline/06_journal.ipynb #af041e0e
 import json
 import os
 import threading
 import time
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from ..core.store import write_atomic
 
-# %% ../../nbs/pipeline/06_journal.ipynb #8bb41cae
+# %% ../../nbs/pipeline/06_journal.ipynb #9df83c75
 BAD = ("failed", "killed", "out of memory", "timed out", "interrupted")
 STATES = ("not run", "running", "done", *BAD)
 
 
 def iso(seconds: float) -> str:
     "Write a moment as papermill does: UTC, ISO 8601."
-    return datetime.fromtimestamp(seconds, timezone.utc).isoformat()
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 # %% ../../nbs/pipeline/06_journal.ipynb #b2d573dc
 def mark(cell: dict, state: str, started: float | None = None, seconds: float | None = None, peak_memory: int | None = None):

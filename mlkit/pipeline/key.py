@@ -118,7 +118,7 @@ def _find_top(name: str):
     except (ImportError, ValueError):  # half-initialised modules have no spec
         return None
 
-# %% ../../nbs/pipeline/02b_key.ipynb #90fe1d7f
+# %% ../../nbs/pipeline/02b_key.ipynb #77b05e3b
 @dataclass(frozen=True)
 class Imports:
     "What code imports: the project's own modules with their definitions, third-party modules by name, and where each module is."
@@ -128,7 +128,9 @@ class Imports:
 
 
 def _is_front_room(tree: ast.Module) -> bool:
-    return any(isinstance(n, ast.FunctionDef) and n.name == "__getattr__" for n in tree.body)
+    defined = [getattr(n, "name", "") for n in tree.body]
+    assigned = [t.id for n in tree.body if isinstance(n, ast.Assign) for target in n.targets for t in ast.walk(target) if isinstance(t, ast.Name)]
+    return "__getattr__" in defined + assigned
 
 
 def _needed(tree: ast.Module, names: tuple[str, ...]) -> ast.Module:

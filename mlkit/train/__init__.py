@@ -5,28 +5,16 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/train/index.ipynb #d0ebf759
-from importlib import import_module
+# %% ../../nbs/train/index.ipynb #a8dcbbc5
 from typing import TYPE_CHECKING
+from ..core.doors import front_door
 
 if TYPE_CHECKING:
     from mlkit.train.evaluation import Evaluation, evaluate, wilson  # noqa: F401
     from mlkit.train.fitting import Fit, TrainError, fit, use_threads, weights_digest  # noqa: F401
 
-# %% ../../nbs/train/index.ipynb #a3c8b9f1
-_WHERE = {
+# %% ../../nbs/train/index.ipynb #13e9eca9
+__getattr__, __dir__ = front_door(__name__, {
     "evaluation": ("Evaluation", "evaluate", "wilson"),
     "fitting": ("Fit", "TrainError", "fit", "use_threads", "weights_digest"),
-}
-_MODULES = {name: module for module, names in _WHERE.items() for name in names}
-
-
-def __getattr__(name: str):
-    "Import the module of a public name when it is first used."
-    if name not in _MODULES:
-        raise AttributeError(f"module 'mlkit.train' has no attribute {name!r}")
-    return getattr(import_module(f"mlkit.train.{_MODULES[name]}"), name)
-
-
-def __dir__():
-    return sorted(_MODULES)
+})

@@ -5,25 +5,13 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/vision/index.ipynb #137dfb28
-from importlib import import_module
+# %% ../../nbs/vision/index.ipynb #f8ba598a
 from typing import TYPE_CHECKING
+from ..core.doors import front_door
 
 if TYPE_CHECKING:
     from mlkit.vision.data import Augment, ImageData, VisionError  # noqa: F401
     from mlkit.vision.models import ImageClassifier, to_onnx  # noqa: F401
 
-# %% ../../nbs/vision/index.ipynb #7abf170d
-_WHERE = {"data": ("Augment", "ImageData", "VisionError"), "models": ("ImageClassifier", "to_onnx")}
-_MODULES = {name: module for module, names in _WHERE.items() for name in names}
-
-
-def __getattr__(name: str):
-    "Import the module of a public name when it is first used."
-    if name not in _MODULES:
-        raise AttributeError(f"module 'mlkit.vision' has no attribute {name!r}")
-    return getattr(import_module(f"mlkit.vision.{_MODULES[name]}"), name)
-
-
-def __dir__():
-    return sorted(_MODULES)
+# %% ../../nbs/vision/index.ipynb #64da3e21
+__getattr__, __dir__ = front_door(__name__, {"data": ("Augment", "ImageData", "VisionError"), "models": ("ImageClassifier", "to_onnx")})
