@@ -8,10 +8,15 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import metadata, packages_distributions, requires
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import mlkit
 
 root = Path(__file__).parent.parent
 torch_free = ("core", "data", "pipeline", "bundle", "serve", "monitor", "cli")
@@ -69,27 +74,52 @@ def test_the_readme_holds_two_commands_that_do_everything():
 
 
 def test_settings_are_the_one_source_of_metadata():
-    from importlib.metadata import metadata
-
     settings = configparser.ConfigParser(delimiters=["="], interpolation=None)
     settings.read(root / "settings.ini")
     described = metadata("mlkit")
-    assert described["Version"] == settings["DEFAULT"]["version"] == subprocess.run([sys.executable, "-m", "mlkit", "--version"], capture_output=True, text=True).stdout.strip()
+    said = subprocess.run([sys.executable, "-m", "mlkit", "--version"], capture_output=True, text=True).stdout.strip()
+    assert described["Version"] == mlkit.__version__ == said == settings["DEFAULT"]["version"], "after a change of settings.ini: pip install -e ."
     assert described["Summary"] == settings["DEFAULT"]["description"]
     torch_bringers = re.compile(r"^(torch|timm|transformers|pytorch-lightning|torchvision)\b")
     assert not [r for r in settings["DEFAULT"]["requirements"].split() if torch_bringers.match(r)]
 
 
-def test_the_torch_free_wing_imports_without_torch():
-    modules = [".".join(p.relative_to(root).with_suffix("").parts) for p in (root / "mlkit").rglob("*.py") if p.relative_to(root / "mlkit").parts[0] in torch_free]
-    modules = [m.removesuffix(".__init__") for m in modules]
-    code = (
-        "import sys, importlib\n"
-        "for name in ('torch', 'torchvision', 'pytorch_lightning', 'lightning', 'timm', 'transformers', 'torchmetrics'): sys.modules[name] = None\n"
-        f"for name in {modules!r}: importlib.import_module(name)\n"
-    )
+def modules_of(rooms) -> list[str]:
+    paths = (p.relative_to(root).with_suffix("") for room in rooms for p in (root / "mlkit" / room).rglob("*.py"))
+    return [".".join(p.parts).removesuffix(".__init__") for p in paths]
+
+
+def import_without(unimportable, modules: list[str]):
+    "Import modules in a fresh interpreter that cannot import others."
+    code = f"import sys, importlib\nsys.modules |= dict.fromkeys({sorted(unimportable)!r})\nfor name in {modules!r}: importlib.import_module(name)\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert len(modules) > 20 and done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_torch_free_wing_imports_without_torch():
+    modules = modules_of(torch_free)
+    assert len(modules) > 20
+    import_without({"torch", "torchvision", "pytorch_lightning", "lightning", "timm", "transformers", "torchmetrics"}, modules)
+
+
+def brought_by(name: str, found: set[str] | None = None) -> set[str]:
+    "Return the names of the distributions that an installation without extras brings, itself included."
+    found = set() if found is None else found
+    found.add(canonicalize_name(name))
+    for requirement in map(Requirement, requires(name) or []):
+        if canonicalize_name(requirement.name) not in found and (not requirement.marker or requirement.marker.evaluate({"extra": ""})):
+            brought_by(requirement.name, found)
+    return found
+
+
+def test_plain_mlkit_needs_nothing_that_only_an_extra_brings():
+    plain = brought_by("mlkit")
+    others = {module for module, owners in packages_distributions().items() if not plain.intersection(map(canonicalize_name, owners))}
+    import_without(others, modules_of(torch_free))
+
+
+def test_the_front_door_leads_to_every_room():
+    assert {p.parent.name for p in (root / "mlkit").glob("*/__init__.py")} - {"cli"} <= set(dir(mlkit))
 
 
 def resolved(path: Path):
@@ -116,16 +146,30 @@ def test_imports_point_down_the_floors():
     assert wrong == []
 
 
+def help_of(command: str) -> str:
+    done = subprocess.run([sys.executable, "-m", *command.split(), "--help"], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, f"there is no `{command}`"
+    return done.stdout
+
+
 def test_workflows_call_what_exists():
     workflows = {p.name: yaml.safe_load(p.read_text()) for p in (root / ".github" / "workflows").glob("*.yml")}
     assert {"ci.yml", "pipelines.yml", "release.yml", "docs.yml"} <= workflows.keys()
-    commands = "\n".join(step["run"] for w in workflows.values() for job in w["jobs"].values() for step in job["steps"] if "run" in step)
-    from mlkit.cli.main import main
+    commands = [step["run"] for w in workflows.values() for job in w["jobs"].values() for step in job["steps"] if "run" in step]
+    assert [c for c in commands if c.startswith(".")] == [".ci/run"] and os.access(root / ".ci" / "run", os.X_OK)
+    called = [m for c in commands if (m := re.match(r"(?:python -m )?(mlkit(?:\.core\.docs)? \w+)(.*)", c))]
+    assert len(called) >= 3
+    for command, rest in (m.groups() for m in called):
+        assert set(re.findall(r"--[a-z-]+", rest)) <= set(re.findall(r"--[a-z-]+", help_of(command))), command
+    assert [path for c in commands for path in re.findall(r"\btests/\S+", c) if not (root / path).exists()] == []
 
-    for word in re.findall(r"^mlkit (\w+)", commands, re.M):
-        with pytest.raises(SystemExit) as ended:
-            main([word, "--help"])
-        assert ended.value.code == 0, word
+
+def test_the_readme_names_no_command_or_option_that_does_not_exist():
+    text = (root / "README.md").read_text()
+    commands = {f"mlkit {name}" for name in re.findall(r"(?:`|&& )mlkit ([a-z]+)", text)}
+    helps = "".join(map(help_of, sorted(commands)))
+    options = {o for code in re.findall(r"`([^`\n]+)`", text) for o in re.findall(r"--[a-z][a-z-]+", code)} - {"--check"}
+    assert len(commands) > 5 and options <= set(re.findall(r"--[a-z-]+", helps))
 
 
 def test_importing_mlkit_imports_no_room():
