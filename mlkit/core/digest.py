@@ -131,7 +131,8 @@ verified: set[str] = set()
 def verify(path, sha256: str) -> Path:
     "Return `path` after checking that its content has the digest `sha256`. Raises `MLKitError` naming both if not."
     path = Path(path)
+    verified.add(os.path.realpath(path))  # before it is read: who watches what is read looks here
     if (found := file_digest(path)) != sha256:
+        verified.discard(os.path.realpath(path))
         raise MLKitError(f"{path} is damaged or not what it should be: its sha256 is {found}, expected {sha256}. Remove it and fetch it again.")
-    verified.add(os.path.realpath(path))
     return path

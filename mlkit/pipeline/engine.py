@@ -348,13 +348,20 @@ def execute(request: dict, channel) -> dict:
         pass
     finally:
         journal.close()
-    for text in warnings(_report(request)):
+    for text in _undeclared(request):
         tell({"event": "warning", "text": text})
     return scrub.deep(end)
 
 
 def _report(request: dict) -> str:
     return f"{request['journal']}.watch"
+
+
+def _undeclared(request: dict) -> list[str]:
+    found = warnings(_report(request))
+    with suppress(FileNotFoundError):  # what one attempt read is no affair of the next
+        os.unlink(_report(request))
+    return found
 
 
 def _prepare(channel, request: dict, execution: Execution):

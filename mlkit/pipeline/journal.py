@@ -171,9 +171,9 @@ def complete(notebook_path, journal_path, state: str) -> Account:
 
 def _complete(notebook: dict, account: Account):
     for cell, known in zip(code_cells(notebook), account.cells):
-        shown = cell["metadata"].get("mlkit", {}).get("state", "not run")
+        before = cell["metadata"].get("mlkit", {})
         mark(cell, known["state"], known.get("started"), known.get("seconds"), known.get("peak_memory"))
-        if known["state"] != "not run" and shown not in BAD + ("done",):
+        if "note" in before or (known["state"] != "not run" and before.get("state") not in BAD + ("done",)):
             cell["metadata"]["mlkit"]["note"] = "killed before the last outputs of this cell were saved"
     about = notebook["metadata"].setdefault("papermill", {})
     about["exception"] = True if account.state in BAD else about.get("exception")

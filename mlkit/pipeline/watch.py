@@ -7,6 +7,7 @@ __all__ = ['known_places', 'is_reading', 'named_files', 'Watcher', 'start', 'sta
 
 # %% ../../nbs/pipeline/08_watch.ipynb #2787e027
 import ast
+import fnmatch
 import glob
 import json
 import os
@@ -20,9 +21,10 @@ from pathlib import Path
 def known_places() -> tuple[str, ...]:
     "List the folders whose files are no inputs of anybody's."
     home = os.path.expanduser("~")
-    paths = {sys.prefix, sys.base_prefix, sys.exec_prefix, *sysconfig.get_paths().values(), os.path.join(home, ".")}
+    paths = {sys.prefix, sys.base_prefix, sys.exec_prefix, *sysconfig.get_paths().values()}
     paths |= {p for p in sys.path if "site-packages" in p or "dist-packages" in p}
-    return tuple(os.path.realpath(p) if not p.endswith(".") else p for p in paths) + ("/proc/", "/sys/", "/dev/", "/etc/", "/usr/", "/lib", "/var/", "/run/")
+    system = ("/proc/", "/sys/", "/dev/", "/etc/", "/usr/", "/lib/", "/lib64/", "/var/", "/run/")
+    return (*(os.path.realpath(p) + os.sep for p in paths), os.path.join(home, "."), *system)
 
 
 _code = (".py", ".pyc", ".so", ".pyd", ".dll", ".ipynb", ".pth")
@@ -71,7 +73,7 @@ class Watcher:
 
     def __init__(self, report: str, declared: list[str]):
         self.started, self.written, self.seen = time.time(), set(), set()
-        self.declared = tuple(os.path.realpath(d).split("*")[0] for d in declared)
+        self.declared = tuple(map(os.path.realpath, declared))
         self.known = known_places()
         self.temporary = os.path.realpath(tempfile.gettempdir()) + os.sep
         self._report = os.open(report, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -96,10 +98,14 @@ class Watcher:
 
     def counts(self, full: str) -> bool:
         "Tell whether reading a file should have been declared."
-        if full in self.written or full.endswith(_code) or full.startswith((*self.known, *self.declared)) or not os.path.isfile(full):
+        if full in self.written or full.endswith(_code) or full.startswith(self.known) or self.is_declared(full) or not os.path.isfile(full):
             return False
         pinned = sys.modules["mlkit.core.digest"].verified if "mlkit.core.digest" in sys.modules else ()
         return full not in pinned and not (full.startswith(self.temporary) and os.stat(full).st_mtime >= self.started)
+
+    def is_declared(self, full: str) -> bool:
+        "Tell whether a file is declared, lies in a declared folder, or matches a declared pattern."
+        return any(full == d or full.startswith(d + os.sep) or ("*" in d and fnmatch.fnmatch(full, d)) for d in self.declared)
 
     def look(self, info):
         "Look at a cell that is about to run."
