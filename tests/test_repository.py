@@ -183,3 +183,11 @@ def test_nothing_machine_bound_stands_in_a_notebook():
     for path in (root / "nbs").rglob("*.ipynb"):
         outputs = json.dumps([c.get("outputs") for c in json.loads(path.read_text())["cells"]])
         assert os.path.expanduser("~/") not in outputs and str(root) not in outputs, path
+
+
+def test_links_between_notebooks_lead_somewhere():
+    wrong = []
+    for path in (root / "nbs").rglob("*.ipynb"):
+        text = "\n".join("".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "markdown")
+        wrong += [f"{path.relative_to(root)}: {link}" for link in re.findall(r"\]\(([^):#]+)\)", text) if not (path.parent / link).exists()]
+    assert wrong == []

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['readme', 'site', 'main']
 
-# %% ../../nbs/core/05_docs.ipynb #d0af289c
+# %% ../../nbs/core/05_docs.ipynb #8933a9e1
 import argparse
 import json
+import os
 import re
 import sys
-from html import escape
 from pathlib import Path
 
 # %% ../../nbs/core/05_docs.ipynb #5bca1592
@@ -36,7 +36,7 @@ def readme(notebook: Path) -> str:
     head = f"<!-- Made from {notebook.parent.name}/{notebook.name}: edit that. -->"
     return "\n\n".join([head, *filter(None, map(_cell_markdown, cells))]) + "\n"
 
-# %% ../../nbs/core/05_docs.ipynb #5eaa9df7
+# %% ../../nbs/core/05_docs.ipynb #0dde7dfb
 def _opening(notebook: Path) -> tuple[str, str]:
     "Return the title of a notebook and the sentence below it."
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
@@ -46,27 +46,40 @@ def _opening(notebook: Path) -> tuple[str, str]:
 
 
 def _reading_order(root: Path) -> list[Path]:
-    found = [p for p in root.rglob("*.ipynb") if not any(part.startswith((".", "_")) for part in p.relative_to(root).parts)]
-    return sorted(found, key=lambda p: (len(p.relative_to(root).parts) > 1, p.parent, p.stem != "index", p.stem))
+    "List the notebooks room by room: the front page first, and in each room its index, then by number."
+    found = [p.relative_to(root) for p in root.rglob("*.ipynb") if not any(part.startswith((".", "_")) for part in p.relative_to(root).parts)]
+    return sorted(found, key=lambda p: (len(p.parts) > 1, p.parent, p.stem != "index", p.stem))
 
 
+def _table(root: Path, pages: list[Path]) -> str:
+    rows = [f"| {p.parent.as_posix().strip('.')} | [{title}]({p.as_posix()}) | {sentence} |" for p in pages for title, sentence in [_opening(root / p)]]
+    return "\n".join(["## All notebooks", "| room | notebook | what it is for |", "|---|---|---|", *rows])
+
+
+def _way(root: Path, page: Path, following: Path | None) -> str:
+    "Say in markdown where the reader is, and what comes next."
+    def link(target: Path) -> str:
+        return f"[{_opening(root / target)[0]}]({os.path.relpath(target, page.parent)})"
+
+    return " · ".join([link(Path("index.ipynb")), *page.parent.parts, *([f"next: {link(following)}"] if following else [])])
+
+# %% ../../nbs/core/05_docs.ipynb #3dca6e5a
 def site(root: Path, target: Path) -> Path:
-    "Write a page for each notebook below `root` into the folder `target`, and `index.html`, which is returned."
+    "Write a page for each notebook below `root` into the folder `target`; returns the front page, made from `index.ipynb`."
+    import nbformat
     from nbconvert import HTMLExporter
 
-    exporter, rows = HTMLExporter(), []
-    for path in _reading_order(root):
-        page = target / path.relative_to(root).with_suffix(".html")
-        page = page.with_name("front.html") if page == target / "index.html" else page
-        page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(re.sub(r'(href="[^":]*)\.ipynb"', r'\1.html"', exporter.from_filename(str(path))[0]), encoding="utf-8")
-        title, sentence = _opening(path)
-        link = f'<a href="{page.relative_to(target).as_posix()}">{escape(title)}</a>'
-        rows.append(f"<tr><td>{escape(path.parent.relative_to(root).as_posix()).strip('.')}</td><td>{link}</td><td>{escape(sentence)}</td></tr>")
-    style = "body{font:16px system-ui;max-width:60em;margin:2em auto;padding:0 1em;color-scheme:light dark}td{padding:.2em 1em .2em 0;vertical-align:top}"
-    index = target / "index.html"
-    index.write_text(f'<!doctype html><meta charset="utf-8"><title>mlkit</title><style>{style}</style><h1>mlkit</h1><table>{"".join(rows)}</table>', encoding="utf-8")
-    return index
+    exporter = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True)
+    front, *pages = _reading_order(root)
+    for page, following in zip([front, *pages], [*pages, None]):
+        notebook = nbformat.read(root / page, as_version=4)
+        at, text = (len(notebook.cells), _table(root, pages)) if page == front else (0, _way(root, page, following))
+        notebook.cells.insert(at, nbformat.v4.new_markdown_cell(text))
+        html, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": _opening(root / page)[0]}})
+        made = (target / page).with_suffix(".html")
+        made.parent.mkdir(parents=True, exist_ok=True)
+        made.write_text(re.sub(r'(href="[^":]*)\.ipynb"', r'\1.html"', html), encoding="utf-8")
+    return (target / front).with_suffix(".html")
 
 # %% ../../nbs/core/05_docs.ipynb #86458deb
 def main(words: list[str] | None = None) -> int:
