@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,12 @@ def test_a_file_beside_a_declared_one_is_named(place):
     assert watched(place, "open('data2/other.csv').read()", [place / "data"]) == ["data2/other.csv"]
 
 
+def test_what_a_declared_folder_links_to_is_not_named(place):
+    (place / "elsewhere.csv").write_text("x")
+    (place / "data" / "link.csv").symlink_to(place / "elsewhere.csv")
+    assert watched(place, "open('data/link.csv').read()", [place / "data"]) == []
+
+
 def test_what_the_stage_wrote_itself_is_not_named(place):
     assert watched(place, "open('made.txt', 'w').write('x'); open('made.txt').read(); import os; os.close(os.open('b.bin', os.O_CREAT | os.O_RDWR)); open('b.bin').read()") == []
 
@@ -81,6 +88,14 @@ def test_code_that_names_files_is_found(place):
     assert named_files("frame.write_csv('data/raw.csv'); x = 'raw'; y = 'no/such.csv'") == []
     assert named_files("%time\n!ls\npl.read_csv('data/raw.csv')") == ["data/raw.csv"]
     assert named_files("this is no Python") == [] and named_files("x = '\\0/' + '*' * 9") == []
+
+
+def test_a_pattern_that_matches_nothing_walks_no_disk(place):
+    deep = place / "deep"
+    for n in range(30):
+        (deep / str(n) / "inner" / "most").mkdir(parents=True)
+    began = time.perf_counter()
+    assert named_files("x = '/**/no*such*.csv'; y = '**/no*such*.csv'") == [] and time.perf_counter() - began < 0.1
 
 
 def test_it_costs_nothing_measurable(place):

@@ -64,7 +64,7 @@ def _names_file(text: str) -> bool:
     if not 2 < len(text) < 1000 or "\n" in text or "\0" in text or not any(c in text for c in "./"):
         return False
     if any(c in text for c in "*?["):
-        return any(os.path.isfile(p) for p in glob.iglob(text, recursive=True))
+        return any(map(os.path.isfile, glob.iglob(text)))  # not recursive: a pattern that matches nothing must not walk a disk
     return os.path.isfile(text)
 
 # %% ../../nbs/pipeline/08_watch.ipynb #dd730702
@@ -73,7 +73,7 @@ class Watcher:
 
     def __init__(self, report: str, declared: list[str]):
         self.started, self.written, self.seen = time.time(), set(), set()
-        self.declared = tuple(map(os.path.realpath, declared))
+        self.declared = {make(d) for d in declared for make in (os.path.abspath, os.path.realpath)}
         self.known = known_places()
         self.temporary = os.path.realpath(tempfile.gettempdir()) + os.sep
         self._report = os.open(report, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -92,7 +92,7 @@ class Watcher:
         full = os.path.realpath(path)
         if not reading:
             self.written.add(full)
-        elif full not in self.seen and self.counts(full):
+        elif full not in self.seen and not self.is_declared(os.path.abspath(path)) and self.counts(full):  # a declared folder may hold links
             self.seen |= {path, full}
             self.tell(full)
 
@@ -105,14 +105,13 @@ class Watcher:
 
     def is_declared(self, full: str) -> bool:
         "Tell whether a file is declared, lies in a declared folder, or matches a declared pattern."
-        return any(full == d or full.startswith(d + os.sep) or ("*" in d and fnmatch.fnmatch(full, d)) for d in self.declared)
+        return any(full == d or full.startswith(d + os.sep) or (any(c in d for c in "*?[") and fnmatch.fnmatch(full, d)) for d in self.declared)
 
     def look(self, info):
         "Look at a cell that is about to run."
         try:
             for name in named_files(info.raw_cell):
-                for path in glob.glob(name, recursive=True)[:1] if any(c in name for c in "*?[") else [name]:
-                    self.take(path, reading=True)
+                self.take(name if os.path.isfile(name) else next(filter(os.path.isfile, glob.iglob(name))), reading=True)
         except Exception:  # as in `audit`
             pass
 
