@@ -5,83 +5,47 @@
 # %% auto #0
 __all__ = ['RECORD_TYPE', 'MissingInput', 'Input', 'Output', 'Source', 'Secret', 'read_secret', 'plain', 'record']
 
-# %% ../../nbs/pipeline/00_contract.ipynb #16d13729
+# %% ../../nbs/pipeline/00_contract.ipynb #4af59ceb
 import ast
 import math
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import GenericAlias
-from ..core.config import find_store
 from ..core.errors import MLKitError
 
-# %% ../../nbs/pipeline/00_contract.ipynb #93748e50
+# %% ../../nbs/pipeline/00_contract.ipynb #d3a0bdef
 class MissingInput(type(Path())):
     "A path to a result that no run has made yet; any use of it says which command makes it."
 
     def __fspath__(self):
-        stage, folder = self.parts[0], Path.cwd().name
-        raise MLKitError(f'There is no result "{"/".join(self.parts)}" yet. Make it with: mlkit run {os.path.relpath(".")} --to {stage}  (in the folder {folder})')
+        raise MLKitError(f'There is no result "{"/".join(self.parts)}" yet. Make it with: mlkit run . --to {self.parts[0]}  (in the folder {Path.cwd().name})')
 
-# %% ../../nbs/pipeline/00_contract.ipynb #94693ab5
-def _good_jobs(store, stage: str) -> list[dict]:
-    "Return the jobs of `stage` in the newest run of this folder's pipeline in which one succeeded."
-    from mlkit.pipeline.events import load_run, run_ids
+    __str__ = as_posix = __fspath__
 
-    for run_id in run_ids(store):
-        manifest = load_run(store, run_id)
-        jobs = [j for j in manifest.get("jobs", {}).values() if j["stage"] == stage and j["state"] in ("done", "cached")]
-        if jobs and manifest["pipeline"] == Path.cwd().name:
-            return jobs
-    return []
+    def __repr__(self):
+        return f"MissingInput({'/'.join(self.parts)!r})"
+
+# %% ../../nbs/pipeline/00_contract.ipynb #71b6302f
+def _by_hand():
+    return None if os.environ.get("MLKIT_RUN") else import_module("mlkit.pipeline.by_hand")
 
 
-def _newest(ref: str) -> list[Path]:
-    from mlkit.core.store import Store, find_output
-
-    store, (stage, _, path) = Store(find_store()), ref.partition("/")
-    found = []
-    for job in _good_jobs(store, stage):
-        try:
-            output, artifact, _ = find_output(job, path)
-        except KeyError:
-            continue
-        at = store.tmp / "by-hand" / artifact.digest[:16]
-        if store.damaged(artifact):
-            continue
-        if not (at / output).exists():
-            store.link(artifact, at / output)
-        found.append(at / path)
-    return found
-
-# %% ../../nbs/pipeline/00_contract.ipynb #aabb2c4d
 def Input(
     ref: str,  # "stage/path": what that stage declares as `Output("path")`, or something inside it
     gather: bool = False,  # a list of what all variants of a swept stage wrote
 ) -> Path | list[Path]:
     "Name what another stage wrote."
-    if os.environ.get("MLKIT_RUN"):  # the injected cell is about to say where it is
-        return _keep([Path(ref)] if gather else Path(ref))
-    found = _newest(ref)
-    if gather:
-        return _keep(found)
-    return _keep(found[-1] if found else MissingInput(ref))
+    by_hand = _by_hand()
+    found = by_hand.newest(ref) if by_hand else [Path(ref)]
+    return _keep(found if gather else found[-1] if found else MissingInput(ref))
 
-# %% ../../nbs/pipeline/00_contract.ipynb #178d0dec
-def _session() -> str:
-    "Name this notebook: Jupyter tells kernels which notebook they serve."
-    return Path(os.environ.get("JPY_SESSION_NAME") or f"process-{os.getpid()}").stem
-
-
+# %% ../../nbs/pipeline/00_contract.ipynb #e2e3426c
 def Output(path: str) -> Path:
     "Name a file or folder that this stage writes; by hand it is a scratch path, whose folder is made."
-    if os.environ.get("MLKIT_RUN"):
-        return _keep(Path(path))
-    from mlkit.core.store import Store
-
-    at = Store(find_store()).make().tmp / "by-hand" / _session() / path
-    at.parent.mkdir(parents=True, exist_ok=True)
-    return _keep(at)
+    by_hand = _by_hand()
+    return _keep(by_hand.scratch(path) if by_hand else Path(path))
 
 
 def Source(path: str | None) -> Path | None:
@@ -115,7 +79,7 @@ def read_secret(place: str) -> str:
         raise MLKitError("A secret is given as env:NAME or file:PATH, never as itself: a command line is seen by others and kept in histories.")
     raise MLKitError(f"The secret is not there: {f'the environment variable {name} is not set' if kind == 'env' else f'there is no file {name}'}.")
 
-# %% ../../nbs/pipeline/00_contract.ipynb #30ad60bb
+# %% ../../nbs/pipeline/00_contract.ipynb #9d530e6f
 _names: dict[str, type] = {}  # what a cell of this notebook bound to a call of the contract
 _shells: list = []  # those that call `_restore` after each cell
 
@@ -144,14 +108,14 @@ def _bound(cell: str) -> dict[str, type]:
 def _restore(namespace: dict, cell: str):
     "Turn text in names that a path or a secret belongs to into that again."
     _names.update(_bound(cell))
-    for name, kind in _names.items():
+    for name, kind in _names.items() if cell.startswith("# Parameters") else ():
         value = namespace.get(name)
         if type(value) is str:
             namespace[name] = kind(value)
         elif type(value) is list and value and all(type(v) is str for v in value):
             namespace[name] = [kind(v) for v in value]
 
-# %% ../../nbs/pipeline/00_contract.ipynb #ecba8382
+# %% ../../nbs/pipeline/00_contract.ipynb #063e905f
 RECORD_TYPE = "application/vnd.mlkit.record+json"
 
 
@@ -170,8 +134,11 @@ def plain(value, name: str = "value"):
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     for convert in ("tolist", "to_list", "item", "isoformat"):  # arrays, tensors, series, scalars, dates
-        if hasattr(value, convert):
-            return plain(getattr(value, convert)(), name)
+        if callable(method := getattr(value, convert, None)):
+            try:
+                return plain(method(), name)
+            except (TypeError, ValueError, RecursionError):
+                break
     raise MLKitError(f"record({name}=...) takes numbers, text, lists and dictionaries of them, not {type(value).__name__}.")
 
 # %% ../../nbs/pipeline/00_contract.ipynb #85c7ef50
