@@ -67,7 +67,7 @@ def digests(manifest: dict) -> dict:
     return {(name, output): a["digest"] for name, job in manifest["jobs"].items() for output, a in (job.get("outputs") or {}).items()}
 
 
-def marked(mark: str) -> list[int]:
+def marked(mark: str) -> list[str]:
     """List the processes whose environment holds the folder `mark` or that work below it, but for fork servers, which outlive a run on purpose.
 
     A forked process shows the environment that its server was started with, so its working folder must do.
@@ -81,11 +81,11 @@ def marked(mark: str) -> list[int]:
             except OSError:
                 continue
             if (mark.encode() in environment and here != "/" or here.startswith(mark)) and state != "Z":
-                found.append(int(entry.name))
+                found.append(f"{entry.name} {state} in {here}: {(entry / 'cmdline').read_bytes().replace(bytes(1), b' ')[-200:].decode()}")
     return found
 
 
-def gone(mark: str, within: float = 5.0) -> list[int]:
+def gone(mark: str, within: float = 15.0) -> list[str]:
     "Wait until no process with `mark` is left; return those that are left all the same."
     end = time.monotonic() + within
     while marked(mark) and time.monotonic() < end:
