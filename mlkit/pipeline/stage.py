@@ -91,7 +91,7 @@ class Stage:
         "Say where something is declared."
         return f"{self.path.name}, cell {declared.cell}, line {declared.line}"
 
-# %% ../../nbs/pipeline/02_stage.ipynb #1f6f4c90
+# %% ../../nbs/pipeline/02_stage.ipynb #773251e8
 def static_value(node: ast.expr):
     "Return the value of a literal expression. Raises `ValueError` for anything else."
     if isinstance(node, ast.Call) and not node.keywords and len(node.args) <= 1:
@@ -102,6 +102,8 @@ def static_value(node: ast.expr):
         left, right = static_value(node.left), static_value(node.right)
         if all(isinstance(v, (int, float)) and abs(v) < 1e6 for v in (left, right)):
             return _arithmetic[type(node.op)](left, right)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)) and isinstance(value := static_value(node.operand), (int, float)):
+        return -value if isinstance(node.op, ast.USub) else +value
     if isinstance(node, (ast.List, ast.Tuple, ast.Set)):
         return {ast.List: list, ast.Tuple: tuple, ast.Set: set}[type(node)](map(static_value, node.elts))
     return ast.literal_eval(node)
