@@ -107,7 +107,7 @@ print(json.dumps({
     "parent": os.getppid() == int(os.environ["JPY_PARENT_PID"]), "leader": [os.getpgid(0) == os.getpid(), os.getsid(0) == os.getpid()],
     "umask": status["Umask"], "limits": {n: resource.getrlimit(getattr(resource, n)) for n in dir(resource) if n.startswith("RLIMIT_")},
     "affinity": sorted(os.sched_getaffinity(0)), "nice": os.getpriority(os.PRIO_PROCESS, 0),
-    "signals": {int(s): str(signal.getsignal(s)).split(" at ")[0] for s in signal.valid_signals()}, "blocked": status["SigBlk"], "ignored": status["SigIgn"],
+    "signals": {int(s): str(signal.getsignal(s)).split(" at ")[0] for s in signal.valid_signals()}, "blocked": status["SigBlk"],
     "stdin": [os.read(0, 1).decode(), type(sys.stdin).__name__], "streams": [type(s).__name__ for s in (sys.stdout, sys.stderr, sys.__stdout__)],
     "encodings": [(s.encoding, s.errors, s.line_buffering) for s in (sys.__stdin__, sys.__stdout__, sys.__stderr__)],
     "files": [stat.S_IFMT(os.stat(n).st_mode) for n in (1, 2)], "main": [__name__, hasattr(sys.modules["__main__"], "__file__"), "__main__" in sys.modules],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -249,6 +250,13 @@ def test_a_pipeline_can_be_copied_to_edit(place):
     assert sorted(os.listdir("mine")) == ["first.ipynb", "second.ipynb", "third.ipynb"]
     mlkit("run", "mine")
     assert "not empty" in mlkit("new", "chain", "mine", check=2).stderr
+
+
+def test_a_run_does_not_mind_who_started_it(place):
+    write_chain(place / "chain", ["first"])  # posix_spawn, used by make and by Python from 3.13 on, hands down two ignored signals that nobody may touch
+    started = os.posix_spawn(sys.executable, [sys.executable, "-m", "mlkit", "run", "chain"], os.environ)
+    assert os.waitstatus_to_exitcode(os.waitpid(started, 0)[1]) == 0
+    assert last_manifest(place / "store")["jobs"]["first"]["warm"]
 
 
 def test_cold_and_warm_make_the_same(place):

@@ -17,7 +17,7 @@ import time
 import types
 import weakref
 
-# %% ../../nbs/pipeline/03b_fresh.ipynb #25007984
+# %% ../../nbs/pipeline/03b_fresh.ipynb #0f847be4
 def read_status(*fields: str) -> dict[str, str]:
     "Return what the system says of this process in some fields of `/proc/self/status`."
     with open("/proc/self/status") as file:
@@ -27,7 +27,7 @@ def read_status(*fields: str) -> dict[str, str]:
 
 def _signals(mask: str) -> list[int]:
     bits = int(mask, 16)
-    return [n for n in range(1, 65) if bits >> (n - 1) & 1 and n not in (signal.SIGPIPE, signal.SIGXFSZ)]
+    return sorted(int(n) for n in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ} if bits >> (n - 1) & 1)
 
 
 def limits() -> dict[str, tuple[int, int]]:
