@@ -678,7 +678,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'mlkit/pipeline/kernels.py'),
                                         'mlkit.pipeline.kernels.WarmProvisioner.wait': ( 'pipeline/kernels.html#warmprovisioner.wait',
                                                                                          'mlkit/pipeline/kernels.py'),
-                                        'mlkit.pipeline.kernels._code': ('pipeline/kernels.html#_code', 'mlkit/pipeline/kernels.py'),
+                                        'mlkit.pipeline.kernels._cells': ('pipeline/kernels.html#_cells', 'mlkit/pipeline/kernels.py'),
                                         'mlkit.pipeline.kernels._launcher': ( 'pipeline/kernels.html#_launcher',
                                                                               'mlkit/pipeline/kernels.py'),
                                         'mlkit.pipeline.kernels._readable': ( 'pipeline/kernels.html#_readable',

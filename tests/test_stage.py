@@ -112,7 +112,7 @@ def test_text_of_another_kind_is_refused(tmp_path, annotation, text):
 def test_types_come_from_annotations_else_from_defaults(tmp_path):
     text = 'a = 5\nb = 0.5\nc = True\nd = "x"\ne = [1]\nf = None\ng: "int | None" = None\nh: Literal["x", "y"] = "x"\ni = -2 ** 3\nj: float = 1\nk = Path("data")\nl = 60 * 60'
     parameters = read_stage(write_stage(tmp_path, "stage", text)).parameters
-    assert {n: p.type.kind for n, p in parameters.items()} == dict(a="int", b="float", c="bool", d="str", e="list", f="any", g="union", h="literal", i="int", j="float", k="path", l="int")
+    assert {n: p.type.kind for n, p in parameters.items()} == dict(zip("abcdefghijkl", "int float bool str list any union literal int float path int".split()))
     assert parameters["i"].default == -8 and same(parameters["j"].default, 1.0) and parameters["l"].default == 3600
 
 

@@ -57,20 +57,20 @@ def socket_folder() -> Path:
     return folder
 
 # %% ../../nbs/pipeline/05_kernels.ipynb #ee8d90ab
-def _code(path: Path) -> str:
+def _cells(path: Path) -> list[str]:
     try:
-        cells = json.loads(path.read_text())["cells"]
-        return "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+        return ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
     except (OSError, ValueError, KeyError, TypeError):  # not a notebook, or half written
-        return ""
+        return []
 
 
 def modules_nearby(folder, most: int = 30) -> list[str]:
     "List the installed modules that the newest notebooks in a folder need."
-    from mlkit.pipeline.key import parse, trace
+    from mlkit.pipeline.code import read_code
+    from mlkit.pipeline.key import trace
 
     paths = sorted(Path(folder).glob("*.ipynb"), key=lambda p: -p.stat().st_mtime)[:most]
-    return sorted(trace([parse(_code(p)) for p in paths], Path(folder)).third_party)
+    return sorted(trace([read_code(cell) for p in paths for cell in _cells(p)], Path(folder)).third_party)
 
 # %% ../../nbs/pipeline/05_kernels.ipynb #fd17e2a3
 async def _readable(fd: int):

@@ -145,12 +145,12 @@ def trace(codes: list[Code], folder: Path, finder: Finder | None = None) -> Impo
             continue
         seen.add((name, names))
         module = finder.find(name)
-        if module is None or module.kind == "standard":
-            continue
-        if module.kind == "third-party":
+        if module is None or module.kind == "project":
+            queue.append((name.rpartition(".")[0], ()))  # a package runs before what is in it, even if that is missing
+        if module and module.kind == "third-party":
             third |= {n for n in (name, *(f"{name}.{n}" for n in names)) if n not in third and _is_there(module, n)}
-        else:
-            queue += [(name.rpartition(".")[0], ())] + _follow(name, names, module, finder, project)
+        elif module and module.kind == "project":
+            queue += _follow(name, names, module, finder, project)
     return Imports(dict(sorted(project.items())), tuple(sorted(third)))
 
 
@@ -295,7 +295,7 @@ def _code_changes(old: dict, new: dict) -> list[str]:
         elif number in old and old[number] in gone and old[number] not in came:
             gone.remove(old[number])
             told += _definition_changes(f"cell {number}", old[number], digests)
-        else:
+        elif digests:
             told.append(f"cell {number} is new")
     return told + ["a cell is gone" for digests in gone if digests]
 

@@ -106,6 +106,8 @@ def static_value(node: ast.expr):
         return -value if isinstance(node.op, ast.USub) else +value
     if isinstance(node, (ast.List, ast.Tuple, ast.Set)):
         return {ast.List: list, ast.Tuple: tuple, ast.Set: set}[type(node)](map(static_value, node.elts))
+    if isinstance(node, ast.Dict) and all(node.keys):
+        return dict(zip(map(static_value, node.keys), map(static_value, node.values)))
     return ast.literal_eval(node)
 
 
