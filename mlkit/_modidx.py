@@ -715,6 +715,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlkit.pipeline.key._find_top': ('pipeline/key.html#_find_top', 'mlkit/pipeline/key.py'),
                                     'mlkit.pipeline.key._finder': ('pipeline/key.html#_finder', 'mlkit/pipeline/key.py'),
                                     'mlkit.pipeline.key._follow': ('pipeline/key.html#_follow', 'mlkit/pipeline/key.py'),
+                                    'mlkit.pipeline.key._full': ('pipeline/key.html#_full', 'mlkit/pipeline/key.py'),
                                     'mlkit.pipeline.key._is_there': ('pipeline/key.html#_is_there', 'mlkit/pipeline/key.py'),
                                     'mlkit.pipeline.key._module_changes': ('pipeline/key.html#_module_changes', 'mlkit/pipeline/key.py'),
                                     'mlkit.pipeline.key._moved': ('pipeline/key.html#_moved', 'mlkit/pipeline/key.py'),

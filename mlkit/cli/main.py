@@ -10,7 +10,10 @@ import argparse
 import errno
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
+
+_rooms = ()  # modules beside this one that bring the commands of other rooms, importing none of them to do so
 
 # %% ../../nbs/cli/00_main.ipynb #65c8fb11
 def _texts(pairs: list[str]) -> dict:
@@ -290,6 +293,8 @@ def _parser() -> argparse.ArgumentParser:
     for command in (opener, commands.choices["report"]):
         command.add_argument("--no-browser", dest="look", action="store_false", help="only say where the file is")
     _add_housekeeping(commands)
+    for room in _rooms:
+        import_module(f"mlkit.cli.{room}").add_commands(commands)
     return parser
 
 

@@ -250,8 +250,11 @@ def components(
 
 def key(components: dict) -> str:
     "Hash components into the key of a result. Empty cells and their numbering don't count."
-    code = [d for d in components["code"].values() if d]
-    return bytes_digest(json.dumps({**components, "code": code}, sort_keys=True).encode())
+    return bytes_digest(json.dumps({**components, "code": _full(components["code"])}, sort_keys=True).encode())
+
+
+def _full(code: dict[str, dict]) -> list[dict]:
+    return [digests for digests in code.values() if digests]
 
 # %% ../../nbs/pipeline/02b_key.ipynb #c98c03eb
 def _show(data) -> str:
@@ -340,4 +343,4 @@ def explain(old: dict | None, new: dict) -> list[str]:
         told += _changes(old[part], new[part], _moved(kind))
     told += _module_changes(old["modules"], new["modules"])
     told += [f"{old['python']} -> {new['python']}"] if old["python"] != new["python"] else []
-    return told or ["the order of its cells changed" if old["code"] != new["code"] else "its earlier result is no longer there"]
+    return told or ["the order of its cells changed" if _full(old["code"]) != _full(new["code"]) else "its earlier result is no longer there"]
