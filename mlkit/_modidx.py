@@ -1030,6 +1030,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'mlkit/pipeline/proof.py'),
                                       'mlkit.pipeline.proof.Proof.ok': ('pipeline/proof.html#proof.ok', 'mlkit/pipeline/proof.py'),
                                       'mlkit.pipeline.proof.Proof.rows': ('pipeline/proof.html#proof.rows', 'mlkit/pipeline/proof.py'),
+                                      'mlkit.pipeline.proof._as_if_in': ('pipeline/proof.html#_as_if_in', 'mlkit/pipeline/proof.py'),
                                       'mlkit.pipeline.proof._bytes': ('pipeline/proof.html#_bytes', 'mlkit/pipeline/proof.py'),
                                       'mlkit.pipeline.proof._differ': ('pipeline/proof.html#_differ', 'mlkit/pipeline/proof.py'),
                                       'mlkit.pipeline.proof._files': ('pipeline/proof.html#_files', 'mlkit/pipeline/proof.py'),
