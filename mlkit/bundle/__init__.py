@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..core.doors import front_door
 
 if TYPE_CHECKING:
+    from mlkit.bundle.elsewhere import from_keras, from_onnx  # noqa: F401
     from mlkit.bundle.format import BundleError, Manifest, Tensor, read_bundle, write_bundle  # noqa: F401
     from mlkit.bundle.gates import Gates  # noqa: F401
     from mlkit.bundle.predict import Bundle, package  # noqa: F401
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = front_door(
     __name__,
     {
+        "elsewhere": ("from_keras", "from_onnx"),
         "format": ("BundleError", "Manifest", "Tensor", "read_bundle", "write_bundle"),
         "gates": ("Gates",),
         "predict": ("Bundle", "package"),
