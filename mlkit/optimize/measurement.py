@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 import numpy as np
 import polars as pl
-from ..bundle.format import Manifest
 from ..core.errors import suggest
 from .candidates import OptimizeError
 
@@ -74,7 +73,8 @@ def _turn(call, given, repeats: int) -> float:
 def _repeats(call, given, at_least: float) -> int:
     "How often a call must run to last long enough; also warms it up."
     call(given)
-    return min(200, math.ceil(at_least * 1000 / max(1e-6, min(_turn(call, given, 1) for _ in range(2)))))
+    once = max(1e-6, min(_turn(call, given, 1) for _ in range(2)))
+    return min(200, 1 + int(at_least * 1000 / once))
 
 # %% ../../nbs/optimize/03_measure.ipynb #0e83c1ef
 def _median_interval(values: np.ndarray) -> tuple[float, float]:

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 import polars as pl
-from ..bundle.format import BundleError, read_bundle, write_bundle
+from ..bundle.format import read_bundle, write_bundle
 from ..bundle.inputs import feeds as feeds_of
 from ..bundle.inputs import prepared
 from ..bundle.predict import BATCH, Bundle, check_signature, open_session
 from ..core.display import html_table, text_table
 from ..core.errors import suggest
-from ..data.tables import scan
+from ..data.tables import require, scan
 from .candidates import Candidate, OptimizeError, as_packaged, write_variant
 from .graph import fuse_transformer
 from .measurement import Comparison, compare, pinned, ratios, time_in_turn
@@ -116,9 +116,9 @@ def reasons(trial: Trial, base: Trial, budget: Budget) -> tuple[str, ...]:
     "Say why a candidate may not replace `base`; nothing if it may."
     found = []
     if trial.ratio_low > 1:
-        found.append(f"slower: {trial.ratio:.2f} times the time of what it would replace ({trial.ratio_low:.2f} to {trial.ratio_high:.2f})")
+        found.append(f"is slower: {trial.ratio:.2f} times the time of what it would replace ({trial.ratio_low:.2f} to {trial.ratio_high:.2f})")
     elif trial is not base and trial.ratio_high >= 1 and trial.size_mb > 0.95 * base.size_mb:
-        found.append(f"no gain: {trial.ratio:.2f} times the time ({trial.ratio_low:.2f} to {trial.ratio_high:.2f}) and {trial.size_mb / base.size_mb:.2f} times the size")
+        found.append(f"gains nothing: {trial.ratio:.2f} times the time ({trial.ratio_low:.2f} to {trial.ratio_high:.2f}) and {trial.size_mb / base.size_mb:.2f} times the size")
     if trial.loss and not trial.loss.drop <= budget.max_drop:
         found.append(f"loses {trial.loss}, more than {budget.max_drop:.2%}")
     if budget.latency_ms and trial.ms > budget.latency_ms:
@@ -238,7 +238,7 @@ class Search:
 
     def _verdict(self, trial: Trial) -> str:
         if self.chosen and trial.name == self.chosen.name:
-            return "chosen"
+            return f"chosen, although it {'; '.join(trial.refused)}" if trial.refused else "chosen"
         return "; ".join(trial.refused) or "would do"
 
     def rows(self) -> list[tuple]:
@@ -248,6 +248,13 @@ class Search:
             (t.name, shown(t.ms, ".3g"), f"{1 / t.ratio:.2f}x" if t.ratio else None, shown(t.size_mb, ".3g"), shown(t.drop, "+.2%"), "*" if front else "", verdict)
             for t, front, verdict in zip(self.trials, self.table["front"], self.table["verdict"])
         ]
+
+    def take(self, name: str) -> "Search":
+        "Choose a candidate by name, whatever was measured. Raises `OptimizeError` if there is none."
+        trial = next((t for t in self.trials if t.name == name), None)
+        if trial is None or trial.candidate is None:
+            raise OptimizeError(f'"{name}" cannot be taken: {trial.refused[0]}' if trial else f'there is no candidate "{name}".{suggest(name, [t.name for t in self.trials])}')
+        return replace(self, chosen=trial)
 
     def save(self, folder, metrics: dict | None = None) -> Bundle:
         "Write the chosen network as a bundle. Raises `OptimizeError` if nothing met the budget."
@@ -278,10 +285,12 @@ class Search:
         return f"{html_table(self.rows(), header=_HEADER, align='lrrrrll')}<p>{self._closing()}</p>"
 
     def _closing(self) -> str:
-        cpu = f"{self.machine['cpu']} ({', '.join(self.machine['features']) or self.machine['machine']}), threads: {self.machine['threads']}"
+        where = f"Measured on {self.machine['cpu']} ({', '.join(self.machine['features']) or self.machine['machine']}), threads: {self.machine['threads']}."
         if self.chosen is None:
-            return f"Nothing meets the budget. {self.nearly()} Measured on {cpu}."
-        return f"{self.chosen.name}: {1 / self.chosen.ratio:.2f} times as fast, loses {self.chosen.loss}. Measured on {cpu}."
+            return f"Nothing meets the budget. {self.nearly()} {where}"
+        facts = [f"{1 / self.chosen.ratio:.2f} times as fast"] if self.chosen.ratio else []
+        facts += [f"loses {self.chosen.loss}"] if self.chosen.loss else []
+        return f"{self.chosen.name}: {', '.join(facts)}. {where}"
 
 
 _HEADER = ("candidate", "ms", "speed", "MB", "drop", "front", "verdict")
@@ -365,10 +374,11 @@ def search(
     base: Path | None = None,  # the folder that relative paths start from
     progress: bool = True,
 ) -> Search:
-    "Make, measure and judge candidates. Raises `OptimizeError` for data that do not suffice."
+    "Make, measure and judge candidates. Raises `OptimizeError` or `TableError` for data that do not suffice."
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle, threads)
     say = _say if progress else lambda text: None
     calibration, judged = divide(data, label)
+    require(judged, *bundle.manifest.preprocess, where="the data")
     _check_labels(bundle, judged, label)
     feeds = calibration_feeds(bundle, calibration, base=base)
     single = calibration_feeds(bundle, judged, rows=max(16 * rows, FEWEST), batch=rows, base=base)
