@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'TEXTS', 'OPENING', 'COORDINATES', 'KINDS', 'BATCH', 'ProfileError', 'possible_kinds', 'find_kinds',
-           'Column', 'Profile', 'read_profile', 'Profiler', 'profile', 'bars', 'sparks', 'profile_text', 'profile_html']
+           'Column', 'Profile', 'read_profile', 'batches', 'Profiler', 'profile', 'bars', 'sparks', 'profile_text',
+           'profile_html']
 
 # %% ../../nbs/data/05_profiles.ipynb #1ec9c5c6
 import html
@@ -285,7 +286,7 @@ def _flat(frame: pl.LazyFrame) -> pl.LazyFrame:
     return frame
 
 
-def _batches(frame: pl.DataFrame | pl.LazyFrame):
+def batches(frame: pl.DataFrame | pl.LazyFrame):
     "Hand out the table in parts; at least one, which may be empty."
     if isinstance(frame, pl.DataFrame):
         flat = _flat(frame.lazy()).collect() if any(isinstance(d, pl.Struct) for d in frame.schema.values()) else frame
@@ -339,7 +340,7 @@ def profile(
 ) -> Profile:
     "Sketch every column of a table in one pass. Raises `ProfileError`."
     made = profiler = None
-    for part in _batches(frame):
+    for part in batches(frame):
         profiler = profiler or Profiler(find_kinds(part, kinds, like), rows)
         made = profiler(part, made)
     return made
