@@ -450,6 +450,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'mlkit/monitor/report.py'),
                                       'mlkit.monitor.report._bars': ('monitor/report.html#_bars', 'mlkit/monitor/report.py'),
                                       'mlkit.monitor.report._dot': ('monitor/report.html#_dot', 'mlkit/monitor/report.py'),
+                                      'mlkit.monitor.report._edges': ('monitor/report.html#_edges', 'mlkit/monitor/report.py'),
                                       'mlkit.monitor.report._effect': ('monitor/report.html#_effect', 'mlkit/monitor/report.py'),
                                       'mlkit.monitor.report._finding': ('monitor/report.html#_finding', 'mlkit/monitor/report.py'),
                                       'mlkit.monitor.report._findings': ('monitor/report.html#_findings', 'mlkit/monitor/report.py'),

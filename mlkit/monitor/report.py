@@ -34,21 +34,30 @@ def drift_text(drift: Drift, most: int = 10) -> str:
     head = f"{drift.before.rows:,} rows before, {drift.now.rows:,} now; {drift.share:.0%} of the columns ask for attention\n"
     return head + text_table(lines, ("state", "column", "kind", "effect", "q", "note"), "lllrr") + rest
 
-# %% ../../nbs/monitor/05_report.ipynb #c0296879
+# %% ../../nbs/monitor/05_report.ipynb #00e7b4a4
+def _edges(low: float, high: float, upper: float, bins: int) -> tuple[np.ndarray, str]:
+    "Bins of equal width, or of equal ratio where most of a positive column would fall into the first few."
+    if low >= high:
+        return np.array([low - 0.5, low + 0.5]), ""
+    if low > 0 and high / upper > 10:
+        return np.geomspace(low, high, bins + 1), " (logarithmic)"
+    return np.linspace(low / 2, high / 2, bins + 1) * 2, ""  # halved, lest the distance of two huge numbers be infinite
+
+
 def _overlay(before: Numbers, now: Numbers, bins: int = 32) -> str:
     "Draw two columns of numbers: grey area before, blue line now."
     ends = [s.quantile([0.005, 0.995]) for s in (before, now) if s.moments.n]
     if not ends:
         return ""
     low, high = min(e[0] for e in ends), max(e[1] for e in ends)
-    edges = np.linspace(low / 2, high / 2, bins + 1) * 2 if low < high else np.array([low - 0.5, low + 0.5])
+    edges, scale = _edges(low, high, max(float(s.quantile(0.75)) for s in (before, now) if s.moments.n), bins)
     shares = [s.histogram(edges) / max(1, s.moments.n) if s.moments.n else np.zeros(len(edges) - 1) for s in (before, now)]
     top, wide, tall = max(1e-9, *(s.max() for s in shares)), 440, 110
     steps = []
     for share in shares:
         x, y = np.repeat(np.linspace(0, wide, len(share) + 1), 2), np.concatenate([[tall], np.repeat(tall - 100 * share / top, 2), [tall]])
         steps.append(" ".join(f"{a:.0f},{b:.1f}" for a, b in zip(x, y)))
-    text = f'<text x="0" y="126">{escape(number(float(low)))}</text><text x="{wide}" y="126" text-anchor="end">{escape(number(float(high)))}</text>'
+    text = f'<text x="0" y="126">{escape(number(float(low)))}</text><text x="{wide}" y="126" text-anchor="end">{escape(number(float(high)))}{scale}</text>'
     return f'<svg viewBox="0 0 440 130" class="pic" role="img"><title>before (grey) and now (blue)</title><polygon class="was" points="{steps[0]}"/><polyline class="now" points="{steps[1]}"/>{text}</svg>'
 
 
@@ -139,7 +148,7 @@ summary{display:grid;grid-template-columns:7.2rem minmax(8rem,15rem) 5.5rem 6rem
 .two{display:flex;flex-wrap:wrap;gap:1rem 2rem;align-items:start;padding:.3rem 0}.two .pic{flex:1 1 22rem;max-width:34rem}dl{flex:1 1 14rem;columns:2;margin:0;font-size:.85rem}dl div{display:flex;justify-content:space-between;gap:.6rem;break-inside:avoid}dd{margin:0;font-variant-numeric:tabular-nums}
 .pic{width:100%;height:auto}.pic text{font-size:11px;fill:var(--soft)}.was{fill:var(--was)}.new{fill:var(--now)}.now{fill:none;stroke:var(--now);stroke-width:2}.limit{stroke:var(--bad);stroke-dasharray:4 4}circle{fill:var(--c)}
 .lines{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,26rem),1fr));gap:.6rem 1.4rem}figure{margin:0}figcaption{font-size:.82rem}
-table{border-collapse:collapse;width:100%;font-size:.87rem}th{font-weight:500;color:var(--soft);font-size:.8rem}th,td{padding:.32rem .9rem .32rem 0;border-bottom:1px solid var(--rule);vertical-align:top}tr:last-child td{border-bottom:0}
+table{border-collapse:collapse;width:100%;font-size:.87rem}th{font-weight:500;color:var(--soft);font-size:.8rem}th,td{white-space:nowrap;padding:.32rem .9rem .32rem 0;border-bottom:1px solid var(--rule);vertical-align:top}tr:last-child td{border-bottom:0}
 @media (max-width:44rem){summary{grid-template-columns:1fr 1fr}.note{grid-column:1/-1}body{padding:1rem .8rem}}
 @media print{details::details-content{content-visibility:visible;display:block}*{print-color-adjust:exact}}
 """
@@ -231,7 +240,9 @@ def _tables(report: Report) -> dict[str, str]:
         made["Where it happened"] = html_table(slices.head(20).rows(), slices.columns)
     strange = report.drift.strangest(10)
     if len(strange) and len(report.drift.alarms):
-        strange = strange[:, :13].with_columns(pl.col(pl.Float64, pl.Float32).round(3))
+        times = [n for n, c in report.drift.now.columns.items() if c.kind == "time" and n in strange.columns]
+        strange = strange[:, :13].with_columns(pl.from_epoch(pl.col(n).fill_nan(None).cast(pl.Int64)).dt.strftime("%Y-%m-%d %H:%M") for n in times if n in strange.columns[:13])
+        strange = strange.with_columns(pl.col(pl.Float64, pl.Float32).fill_nan(None).round(3))
         made["The strangest rows"] = html_table(strange.rows(), strange.columns)
     return made
 
