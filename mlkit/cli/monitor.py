@@ -12,11 +12,12 @@ from pathlib import Path
 # %% ../../nbs/cli/04_monitor.ipynb #b827dd5e
 def _open(name: str):
     "Open a side of the comparison: a bundle's baseline, a saved profile, or a table."
+    from mlkit.bundle.registry import resolve
     from mlkit.core.errors import MLKitError
     from mlkit.data.profiles import read_profile
     from mlkit.data.tables import scan
 
-    path = Path(name)
+    path = resolve(name)
     if path.suffix == ".json":
         return read_profile(path)
     if (path / "bundle.json").is_file():
@@ -109,7 +110,7 @@ def _monitor(args) -> int:
         report.verdict.save(args.verdict)
     if not any(shown):
         print(report)
-    return report.verdict.exit_code
+    return _close(args, report)
 
 
 def _only_files(args) -> int:
@@ -129,10 +130,26 @@ def _checked(args, baseline):
     bundle = None
     if args.bundle:
         from mlkit.bundle.predict import Bundle
+        from mlkit.bundle.registry import resolve
 
-        bundle = Bundle.load(args.bundle)
+        bundle = Bundle.load(resolve(args.bundle))
     policy = Policy(args.policy, args.share, args.drop)
     return check(baseline, _open(args.current), bundle, args.label, args.time, args.every, limits, policy, _metrics(args.metrics, args.seconds))
+
+# %% ../../nbs/cli/04_monitor.ipynb #28db0b0c
+def _close(args, report) -> int:
+    "Retrain if the verdict says so; returns the exit code."
+    if report.verdict.state != "retrain" or not args.run:
+        return report.verdict.exit_code
+    from mlkit.bundle import Gates
+    from mlkit.cli.main import _texts
+    from mlkit.data import scan
+    from mlkit.monitor.loop import retrain
+
+    gates = Gates(scan(args.gate).collect() if args.gate else None, args.label, args.max_drop)
+    promotion = retrain(args.run, _texts(args.params), args.profile, args.model, gates=gates)
+    print(f"\n{promotion}")
+    return 0 if promotion.passed else 1
 
 # %% ../../nbs/cli/04_monitor.ipynb #b3f67a04
 def _share(text: str) -> float:
@@ -173,4 +190,14 @@ def add_commands(commands):
     command.add_argument("--seconds", type=float, metavar="S", help="time between the two")
     command.add_argument("--alert-rules", type=Path, metavar="FILE", help="write alert rules for Prometheus")
     command.add_argument("--dashboard", type=Path, metavar="FILE", help="write a dashboard for Grafana")
+    _add_loop(command)
     command.set_defaults(call=_monitor)
+
+
+def _add_loop(command):
+    command.add_argument("--run", metavar="PIPELINE", help="with --policy retrain: run this pipeline when the verdict asks for it")
+    command.add_argument("-p", "--param", dest="params", action="append", default=[], metavar="STAGE.NAME=VALUE", help="parameters of that run, such as the new data")
+    command.add_argument("--profile", help="a parameter set of its pipeline.yaml")
+    command.add_argument("--model", metavar="NAME", help="what the model is called in the registry; default: as in the bundle")
+    command.add_argument("--gate", type=Path, metavar="TABLE", help="labelled rows on which challenger and champion are compared")
+    command.add_argument("--max-drop", type=float, default=0.0, metavar="X", help="how much worse the challenger may be; default: 0")

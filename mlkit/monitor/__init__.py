@@ -12,7 +12,8 @@ from ..core.doors import front_door
 if TYPE_CHECKING:
     from mlkit.monitor.drift import Drift, Limits, compare, find_slices  # noqa: F401
     from mlkit.monitor.health import HealthLimits, freshness, judge_health, newest, read_metrics  # noqa: F401
-    from mlkit.monitor.policy import Policy, Verdict, check, compare_quality, judge, with_answers  # noqa: F401
+    from mlkit.monitor.loop import retrain  # noqa: F401
+    from mlkit.monitor.policy import Policy, Verdict, add_baseline, check, compare_quality, judge, with_answers  # noqa: F401
     from mlkit.monitor.quality import Cbpe, Dle, calibration_drift, classification, forecasts, join_labels, over_time, regression  # noqa: F401
     from mlkit.monitor.report import Report, alert_rules, dashboard  # noqa: F401
     from mlkit.monitor.statistics import MonitorError  # noqa: F401
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = front_door(__name__, {
     "drift": ("Drift", "Limits", "compare", "find_slices"),
     "health": ("HealthLimits", "freshness", "judge_health", "newest", "read_metrics"),
-    "policy": ("Policy", "Verdict", "check", "compare_quality", "judge", "with_answers"),
+    "loop": ("retrain",),
+    "policy": ("Policy", "Verdict", "add_baseline", "check", "compare_quality", "judge", "with_answers"),
     "quality": ("Cbpe", "Dle", "calibration_drift", "classification", "forecasts", "join_labels", "over_time", "regression"),
     "report": ("Report", "alert_rules", "dashboard"),
     "statistics": ("MonitorError",),
