@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mlkit.monitor.quality import Cbpe, Dle, calibration_drift, classification, forecasts, join_labels, over_time, regression  # noqa: F401
     from mlkit.monitor.report import Report, alert_rules, dashboard  # noqa: F401
     from mlkit.monitor.statistics import MonitorError  # noqa: F401
-    from mlkit.monitor.windows import Cusum, Panes, Window, level_scores, panes, timeline, watch_level, windows  # noqa: F401
+    from mlkit.monitor.windows import Cusum, Panes, Window, level_scores, panes, slide, timeline, watch_level  # noqa: F401
 
 # %% ../../nbs/monitor/index.ipynb #91289321
 __getattr__, __dir__ = front_door(__name__, {
@@ -28,5 +28,5 @@ __getattr__, __dir__ = front_door(__name__, {
     "quality": ("Cbpe", "Dle", "calibration_drift", "classification", "forecasts", "join_labels", "over_time", "regression"),
     "report": ("Report", "alert_rules", "dashboard"),
     "statistics": ("MonitorError",),
-    "windows": ("Cusum", "Panes", "Window", "level_scores", "panes", "timeline", "watch_level", "windows"),
+    "windows": ("Cusum", "Panes", "Window", "level_scores", "panes", "slide", "timeline", "watch_level"),
 })

@@ -81,7 +81,8 @@ def _counted(before: Counts, now: Counts, per_text: float = 1.0) -> dict:
         return {}
     values = sorted({*before.table["value"], *now.table["value"]})
     one, other = (np.append(c.of(values), c.n - c.table["count"].sum()) for c in (before, now))
-    if min(one[-1] / one.sum(), other[-1] / other.sum()) > 0.5:
+    once = per_text == 1 and min(c.distinct.count / c.n for c in (before, now)) > 0.9 and min(before.n, now.n) > 20
+    if once or min(one[-1] / one.sum(), other[-1] / other.sum()) > 0.5:
         return {"measure": "none", "note": f"nearly all values differ ({number(round(now.distinct.count))})"}
     new = [v for v, c in now.table.iter_rows() if not before.of([v])[0]] if not before.lost else []
     note = f"new: {', '.join(new[:3])}{' …' if len(new) > 3 else ''} ({now.of(new).sum() / now.n:.1%})" if new and per_text == 1 else ""
@@ -98,7 +99,7 @@ def _absences(sketch) -> np.ndarray:
 def _with_absences(found: dict, before, now) -> dict:
     "Add to what was found about values what is known of their absence; two tests share one p-value (Bonferroni)."
     one, other = _absences(before), _absences(now)
-    if not one[1:].any() and not other[1:].any():
+    if not one[1:].any() and not other[1:].any() or not one.sum() or not other.sum():
         return found
     lost, (_, p) = total_variation(one, other), chi_squared(one, other)
     shares = [f"{c[1:].sum() / c.sum():.1%}" for c in (one, other)]

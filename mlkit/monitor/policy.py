@@ -20,7 +20,7 @@ from .drift import STANDARD, Drift, Limits, compare
 from .quality import Cbpe, Dle, classification, regression
 from .report import Report
 from .statistics import MonitorError
-from .windows import panes, timeline, windows
+from .windows import panes, slide, timeline
 
 Action = Literal["warn", "fail", "retrain"]
 BASELINE = "baseline.json"  # the name of a profile in a bundle
@@ -175,7 +175,7 @@ def check(
     if time:
         if isinstance(now, Profile):
             raise MonitorError("a time line needs the rows of the current table, not a finished profile.")
-        course = timeline(windows(panes(now, time, every, like=was)), was, limits)
+        course = timeline(slide(panes(now, time, every, like=was)), was, limits)
     drift = compare(was, now if isinstance(now, Profile) else profile(now, like=was), limits)
     quality = None
     if not isinstance(before, Profile) and not isinstance(now, Profile):
