@@ -11,14 +11,18 @@ from ..core.doors import front_door
 
 if TYPE_CHECKING:
     from mlkit.data.images import ImageError, ImagePreprocess, decode, encode_png, gallery, image_bytes, image_table  # noqa: F401
+    from mlkit.data.profiles import Column, Profile, ProfileError, Profiler, profile, read_profile  # noqa: F401
     from mlkit.data.sources import CATALOGUE, Dataset, SourceError, load, locate  # noqa: F401
+    from mlkit.data.sketches import Counts, Numbers, Rows, SketchError  # noqa: F401
     from mlkit.data.splits import SplitError, hold_out, split  # noqa: F401
     from mlkit.data.tables import TableError, require, scan  # noqa: F401
 
 # %% ../../nbs/data/index.ipynb #3a04bb96
 __getattr__, __dir__ = front_door(__name__, {
     "images": ("ImageError", "ImagePreprocess", "decode", "encode_png", "gallery", "image_bytes", "image_table"),
+    "profiles": ("Column", "Profile", "ProfileError", "Profiler", "profile", "read_profile"),
     "sources": ("CATALOGUE", "Dataset", "SourceError", "load", "locate"),
+    "sketches": ("Counts", "Numbers", "Rows", "SketchError"),
     "splits": ("SplitError", "hold_out", "split"),
     "tables": ("TableError", "require", "scan"),
 })
