@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from mlkit.timeseries.baselines import Baseline, Statistical, compare  # noqa: F401
     from mlkit.timeseries.conformal import conformal_offsets  # noqa: F401
     from mlkit.timeseries.data import SeriesData  # noqa: F401
-    from mlkit.timeseries.evaluation import draw_forecasts, evaluate_forecasts  # noqa: F401
-    from mlkit.timeseries.models import Forecaster, ensemble  # noqa: F401
+    from mlkit.timeseries.evaluation import draw_forecasts, draw_series, draw_steps, evaluate_forecasts  # noqa: F401
+    from mlkit.timeseries.models import Forecaster, ensemble, request_rows  # noqa: F401
     from mlkit.timeseries.recipes import RECIPES, Recipe, forecaster  # noqa: F401
     from mlkit.timeseries.ridge import solve  # noqa: F401
 
@@ -29,8 +29,8 @@ _own = front_door(__name__, {
     "baselines": ("Baseline", "Statistical", "compare"),
     "conformal": ("conformal_offsets",),
     "data": ("SeriesData",),
-    "evaluation": ("draw_forecasts", "evaluate_forecasts"),
-    "models": ("Forecaster", "ensemble"),
+    "evaluation": ("draw_forecasts", "draw_series", "draw_steps", "evaluate_forecasts"),
+    "models": ("Forecaster", "ensemble", "request_rows"),
     "recipes": ("RECIPES", "Recipe", "forecaster"),
     "ridge": ("solve",),
 })

@@ -6,7 +6,7 @@
 __all__ = ['RECIPES', 'Recipe', 'forecaster']
 
 # %% ../../nbs/timeseries/10_recipes.ipynb #35b710bf
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ..core.errors import suggest
 from ..data.series import SeriesError
 from .conformal import LEVELS
@@ -45,6 +45,7 @@ def forecaster(
     seed: int = 42,
     calibrate: bool = True,  # learn intervals from the validation part
     epochs: int | None = None,  # instead of those of the recipe
+    windows: int | None = None,  # in each epoch, instead of those of the recipe
     threads: int | None = None,
     progress: bool = True,
     tracker: str | None = None,
@@ -53,20 +54,21 @@ def forecaster(
     if isinstance(recipe, str) and recipe not in RECIPES:
         raise SeriesError(f'there is no recipe "{recipe}".{suggest(recipe, RECIPES)}')
     plan = RECIPES[recipe] if isinstance(recipe, str) else recipe
+    plan = replace(plan, epochs=epochs or plan.epochs, windows=windows or plan.windows)
     if plan.arch == "ridge":
         model = solve(data)
     else:
-        members = [_member(data, plan, k, seed, epochs or plan.epochs, threads, progress, tracker) for k in range(plan.members)]
+        members = [_member(data, plan, k, seed, threads, progress, tracker) for k in range(plan.members)]
         model = members[0] if len(members) == 1 else ensemble(members)
     return model.calibrate(data, levels=_levels(data)) if calibrate else model
 
 
-def _member(data: SeriesData, plan: Recipe, k: int, seed: int, epochs: int, threads, progress: bool, tracker) -> Forecaster:
+def _member(data: SeriesData, plan: Recipe, k: int, seed: int, threads, progress: bool, tracker) -> Forecaster:
     "Train one member of a recipe."
     own = data.with_context(max(1, round(data.spec.context * plan.contexts[k % len(plan.contexts)])))
     own = own.with_batches(plan.batch_size, plan.windows or own.windows_per_epoch, seed + k)
     model = Forecaster(plan.arch, own, seed=seed + k, **plan.options)
-    return fit(model, own, epochs=epochs, seed=seed + k, threads=threads, progress=progress, tracker=tracker).model
+    return fit(model, own, epochs=plan.epochs, seed=seed + k, threads=threads, progress=progress, tracker=tracker).model
 
 
 def _levels(data: SeriesData) -> tuple[float, ...]:
