@@ -48,8 +48,9 @@ class Manifest:
     task: str  # how outputs become columns: "classification"
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    preprocess: dict[str, dict]  # input name -> settings; the column of that name feeds the input
+    preprocess: dict[str, dict]  # column -> {"kind", settings}; one column may feed several inputs
     labels: tuple[str, ...] = ()
+    options: dict = field(default_factory=dict)  # of the task: {"quantiles": [0.1, 0.5, 0.9]}, {"threshold": 0.5}
     metrics: dict = field(default_factory=dict)
     provenance: dict = field(default_factory=dict)
     tolerance: float = 1e-4  # of the golden answers, relative to the largest of them
