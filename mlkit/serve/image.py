@@ -47,18 +47,19 @@ class Image:
     manifest: Manifest
     name: str  # a DNS label
     version: str  # twelve hexadecimal digits of the bundle's digest
+    registry: str = ""  # where the image is pushed to: "registry.example.org/team"
 
     @property
-    def tag(self) -> str:
-        "Name the image."
-        return f"{self.name}:{self.version}"
+    def reference(self) -> str:
+        "Name the image as a cluster pulls it."
+        return f"{self.registry.rstrip('/')}/{self.name}:{self.version}".lstrip("/")
 
 
-def prepare(folder) -> Image:
+def prepare(folder, registry: str = "") -> Image:
     "Load a bundle, which replays its golden answers, and name its image. Raises `BundleError`."
     bundle = Bundle.load(folder)
     digest = bytes_digest((Path(folder) / MANIFEST).read_bytes())
-    return Image(Path(folder), bundle.manifest, dns_label(bundle.manifest.name), digest[:12])
+    return Image(Path(folder), bundle.manifest, dns_label(bundle.manifest.name), digest[:12], registry)
 
 
 def dns_label(text: str) -> str:
@@ -244,7 +245,7 @@ COMMAND = ["serve", MODEL_HOME, "--host", "0.0.0.0", "--port", str(PORT)]
 def dockerfile(image: Image, baked: bool = True) -> str:
     "Write the Dockerfile; the bundle is `baked` into the image, or mounted when it runs."
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    facts = {"tag": image.tag, "size": f"{image_size(image) / 1e6:.0f} MB", "python": python, "wheel": wheel()[0], "user": USER, "port": PORT, "model": MODEL_HOME}
+    facts = {"tag": image.reference, "size": f"{image_size(image) / 1e6:.0f} MB", "python": python, "wheel": wheel()[0], "user": USER, "port": PORT, "model": MODEL_HOME}
     facts |= {"surplus": " ".join(SURPLUS), "warm_up": _warm_up.format(folder=MODEL_HOME), "command": json.dumps(COMMAND)}
     facts["bundle"] = f"COPY --from=build {MODEL_HOME} {MODEL_HOME}\n" if baked else ""
     return _dockerfile.substitute(facts)
@@ -256,7 +257,7 @@ GRACE = 40  # seconds from SIGTERM to SIGKILL, where no load was measured
 def compose(image: Image, baked: bool = True) -> dict:
     "Describe one container on one machine, for `docker compose up`."
     service = {
-        "image": image.tag,
+        "image": image.reference,
         "build": ".",
         "ports": [f"127.0.0.1:{PORT}:{PORT}"],
         "read_only": True,
@@ -300,7 +301,7 @@ def write_folder(folder, files: dict[str, bytes], target: str, image: Image) -> 
     folder = Path(folder).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir()) and not (folder / NOTE).is_file()):
         raise DeployError(f"{folder} is there already and was not made by mlkit deploy: name another folder.")
-    note = {"target": target, "image": image.tag, "bundle": image.manifest.name, "mlkit": _installed("mlkit").version, "files": sorted(files)}
+    note = {"target": target, "image": image.reference, "bundle": image.manifest.name, "mlkit": _installed("mlkit").version, "files": sorted(files)}
     aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     for name, data in {**files, NOTE: (json.dumps(note, indent=1) + "\n").encode()}.items():
         (aside / name).parent.mkdir(parents=True, exist_ok=True)
