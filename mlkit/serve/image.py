@@ -229,7 +229,7 @@ RUN /venv/bin/python -c "$warm_up"
 
 FROM python:$python-slim-bookworm
 COPY --from=build /venv /venv
-${bundle}ENV PATH=/venv/bin:$$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+${bundle}ENV PATH=/venv/bin:$$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 MLKIT_SERVE_HOST=0.0.0.0 MLKIT_SERVE_PORT=$port
 USER $user:$user
 EXPOSE $port
 STOPSIGNAL SIGTERM
@@ -239,7 +239,7 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --start-interval=1s \
 ENTRYPOINT ["mlkit"]
 CMD $command
 """)
-COMMAND = ["serve", MODEL_HOME, "--host", "0.0.0.0", "--port", str(PORT)]
+COMMAND = ["serve", MODEL_HOME]
 
 
 def dockerfile(image: Image, baked: bool = True) -> str:
