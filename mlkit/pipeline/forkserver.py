@@ -37,7 +37,7 @@ from . import fresh, processes, warden
 # %% ../../nbs/pipeline/04_forkserver.ipynb #11fc6a94
 _read_at_import = (
     "PYTHON", "LD_", "OMP_", "MKL_", "KMP_", "GOMP_", "OPENBLAS_", "BLIS_", "MALLOC_", "LC_", "LANG", "HF_", "TRANSFORMERS_", "TORCH", "PYTORCH_", "PL_", "CUDA_", "NVIDIA_",
-    "MPL", "POLARS_", "WANDB_", "TQDM_", "NUMBA_", "NUMEXPR_", "JAX_", "XLA_", "TF_", "KERAS_", "TOKENIZERS_", "RAY_", "IPYTHON", "JUPYTER", "HOME", "XDG_", "VIRTUAL_ENV", "CONDA_",
+    "MPL", "POLARS_", "WANDB_", "TQDM_", "NUMBA_", "NUMEXPR_", "JAX_", "XLA_", "TF_", "KERAS_", "TOKENIZERS_", "RAY_", "IPYTHON", "JUPYTER_PLATFORM_DIRS", "HOME", "XDG_", "VIRTUAL_ENV", "CONDA_",
 )  # fmt: skip
 
 
