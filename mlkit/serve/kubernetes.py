@@ -39,7 +39,7 @@ def size_for(curve: LoadCurve, rate: float | None = None) -> Sizing:
     usable = SHARE * best.rate
     replicas = max(2, ceil(rate / usable) + 1 if rate else 2)
     memory = 64 * ceil(curve.memory * 4 / 3 / 2**20 / 64)
-    return Sizing(replicas, 3 * replicas, max(100, 100 * ceil(10 * best.cores)), memory, max(30, ceil(10 * curve.start)), usable)
+    return Sizing(replicas, 3 * replicas, max(100, 100 * ceil(10 * max(p.cores for p in curve.points))), memory, max(30, ceil(10 * curve.start)), usable)
 
 # %% ../../nbs/serve/12_kubernetes.ipynb #fa0435ac
 def labels(image: Image) -> dict:
