@@ -186,8 +186,8 @@ def _bytes_of(found: Distribution) -> int:
             total += path.stat().st_size - (_symbols(path) if path.name.endswith(".abi3.so") else 0)
     return total
 
-# %% ../../nbs/serve/10_image.ipynb #085533f0
-_warm_up = "import mlkit.cli.main, mlkit.serve, onnxruntime; from mlkit.bundle import Bundle; Bundle.load({folder!r})"
+# %% ../../nbs/serve/10_image.ipynb #dd7f2166
+_warm_up = "import mlkit.cli.main, mlkit.serve.app, mlkit.serve.run, mlkit.serve.wire; from mlkit.bundle import Bundle; Bundle.load({folder!r})"
 
 
 def _bytecode(image: Image) -> int:
