@@ -162,9 +162,9 @@ def _kept(name: str) -> bool:
         return False
     return not any(Path(*parts[: p.count("/") + 1]).match(p) for p in SURPLUS)
 
-# %% ../../nbs/serve/10_image.ipynb #aafb79d2
+# %% ../../nbs/serve/10_image.ipynb #7735afec
 def _symbols(path: Path) -> int:
-    "Count the bytes of the symbol tables that `strip` takes out of a 64-bit ELF file."
+    "Count the bytes of symbols and debugging sections that `strip` takes out of a 64-bit ELF file."
     with open(path, "rb") as file:
         head = file.read(64)
         if head[:5] != b"\x7fELF\x02":
@@ -174,7 +174,7 @@ def _symbols(path: Path) -> int:
         sections = [struct.unpack_from("<IIQQQQ", file.read(each)) for _ in range(count)]
         file.seek(sections[names][4])
         text = file.read(sections[names][5])
-    return sum(s[5] for s in sections if text[s[0] :].split(b"\0", 1)[0] in (b".symtab", b".strtab"))
+    return sum(s[5] for s in sections if text[s[0] :].startswith((b".symtab\0", b".strtab\0", b".debug_")))
 
 
 def _bytes_of(found: Distribution) -> int:
@@ -183,7 +183,7 @@ def _bytes_of(found: Distribution) -> int:
     for file in found.files or ():
         path = Path(file.locate())
         if _kept(str(file)) and path.is_file():
-            total += path.stat().st_size - (_symbols(path) if path.name.endswith(".abi3.so") else 0)
+            total += path.stat().st_size - (_symbols(path) if path.suffix == ".so" and not path.parent.name.endswith(".libs") else 0)
     return total
 
 # %% ../../nbs/serve/10_image.ipynb #dd7f2166
@@ -218,11 +218,11 @@ WORKDIR /build
 COPY requirements.txt $wheel ./
 RUN python -m venv --without-pip /venv \\
  && pip --python /venv/bin/python install --no-cache-dir --no-compile --no-deps --requirement requirements.txt ./$wheel
-# What a server never opens; modules in Rust (abi3) bring symbol tables of many megabytes.
+# What a server never opens, and the symbol tables of compiled modules.
 WORKDIR /venv/lib/python$python/site-packages
 RUN rm -rf $surplus \\
  && find . -type d -name tests -prune -exec rm -rf {} + \\
- && find . -name '*.abi3.so' -exec strip --strip-unneeded {} +
+ && find . -name '*.so' -not -path './*.libs/*' -exec strip --strip-unneeded {} +
 # The golden answers are replayed with what is in this image; on the way, the bytecode that is needed gets made.
 COPY bundle $model
 RUN /venv/bin/python -c "$warm_up"

@@ -41,7 +41,7 @@ textarea,input[type=text],input[type=password]{width:100%;font:inherit;color:inh
 table{border-collapse:collapse;width:100%;font-size:.87rem}th{font-weight:500;color:var(--soft);text-align:left;font-size:.8rem}
 th,td{padding:.38rem .9rem .38rem 0;border-bottom:1px solid var(--rule);vertical-align:top}tr:last-child :is(th,td){border-bottom:0}
 svg{display:block;width:100%;height:auto;overflow:visible}.line{fill:none;stroke:var(--bar);stroke-width:1.6}.past{stroke:var(--soft)}.band{fill:var(--bar);opacity:.18}
-.live{display:grid;grid-template-columns:repeat(auto-fit,minmax(9rem,1fr));gap:1rem}.live b{display:block;font-size:1.35rem;font-weight:650;font-variant-numeric:tabular-nums}
+.live{display:grid;grid-template-columns:repeat(auto-fit,minmax(8rem,1fr));gap:1rem}#curve svg{height:4rem;margin-top:1rem}.live b{display:block;font-size:1.35rem;font-weight:650;font-variant-numeric:tabular-nums}
 mark{background:color-mix(in srgb,var(--bar) 25%,transparent);color:inherit;border-radius:4px;padding:.1rem .25rem}mark sub{color:var(--soft);margin-left:.25rem}
 """
 
@@ -268,6 +268,10 @@ function quantile(now, before, share) {
     [low, less] = [bound, count];
   }
 }
+function trace(rates) {
+  const most = Math.max(...rates), points = rates.map((rate, i) => `${600 - 10 * (rates.length - 1 - i)},${60 - 56 * rate / most}`).join(" ");
+  return shape("svg", {viewBox: "0 0 600 60", preserveAspectRatio: "none", role: "img", "aria-label": `answers a second over the last ${2 * rates.length} seconds, ${most.toFixed(0)} at most`}, shape("polyline", {class: "line", points, "vector-effect": "non-scaling-stroke"}));
+}
 const milliseconds = seconds => seconds == null ? "–" : `${(1000 * seconds).toPrecision(seconds < 0.1 ? 2 : 3)} ms`;
 const rates = [], history = [];
 async function look() {
@@ -282,7 +286,7 @@ async function look() {
   const cells = {"answers a second": rate("answers").toFixed(1), "half are answered in": milliseconds(quantile(now, before, 0.5)), "99 of 100 in": milliseconds(quantile(now, before, 0.99)),
     "refused a second (429)": rate("refusals").toFixed(1), "failed a second": rate("failures").toFixed(1), memory: Number.isFinite(now.memory) ? `${(now.memory / 1e6).toFixed(0)} MB` : "–"};
   at("live").replaceChildren(...Object.entries(cells).map(([name, value]) => element("div", {}, element("b", {textContent: value}), element("span", {className: "soft small", textContent: name}))));
-  at("curve").replaceChildren(rates.some(Boolean) ? chart([...rates]) : "");
+  at("curve").replaceChildren(rates.length > 4 && rates.some(Boolean) ? trace(rates) : "");
 }
 """
 
