@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from mlkit.serve.batcher import Batcher, Pace  # noqa: F401
     from mlkit.serve.models import Models  # noqa: F401
     from mlkit.serve.protocol import Limits, ServeError  # noqa: F401
-    from mlkit.serve.run import Settings, run  # noqa: F401
+    from mlkit.serve.run import run  # noqa: F401
+    from mlkit.serve.settings import Settings  # noqa: F401
 
 # %% ../../nbs/serve/index.ipynb #83886f72
 __getattr__, __dir__ = front_door(
     __name__,
-    {"app": ("App", "make_app"), "batcher": ("Batcher", "Pace"), "models": ("Models",), "protocol": ("Limits", "ServeError"), "run": ("Settings", "run")},
+    {"app": ("App", "make_app"), "batcher": ("Batcher", "Pace"), "models": ("Models",), "protocol": ("Limits", "ServeError"), "run": ("run",), "settings": ("Settings",)},
 )
