@@ -38,20 +38,32 @@ def _with_share(text: str) -> tuple[str, float]:
 
 # %% ../../nbs/cli/02_serve.ipynb #b74487b8
 def _serve(args) -> int:
+    from dataclasses import replace
+    from mlkit.core.errors import MLKitError
     from mlkit.serve.batcher import Pace
-    from mlkit.serve.run import Settings, run
+    from mlkit.serve.clouds import find_bundles, where_told
+    from mlkit.serve.protocol import LIMITS
+    from mlkit.serve.run import run
+    from mlkit.serve.settings import Settings
 
+    told = where_told(os.environ)
+    bundles = tuple(args.bundles or find_bundles(os.environ))
+    if not bundles and not args.manage:
+        raise MLKitError("name a bundle to serve, such as mlkit serve model; or put one into $MLKIT_BUNDLE or /opt/ml/model.")
+    if bool(args.tls_cert) != bool(args.tls_key):
+        raise MLKitError("TLS needs both --tls-cert and --tls-key.")
+    limits = replace(LIMITS, body=args.max_body << 20, json=args.max_json << 20, rows=args.max_rows, read_seconds=args.read_timeout, nonfinite=args.nonfinite)
     pace = Pace(args.max_batch, args.queue, args.latency_target, args.max_wait, args.lanes)
-    settings = Settings(
-        tuple(args.bundles), tuple(args.challenger), tuple(args.shadow), args.host, args.port, args.workers, args.threads, pace,
-        deadline=args.deadline, drain=args.drain, grace=args.grace, manage=args.manage, certificate=args.tls_cert, key=args.tls_key,
-    )  # fmt: skip
-    return run(settings)
+    return run(Settings(
+        bundles, tuple(args.challenger), tuple(args.shadow), args.host or told.get("host", "127.0.0.1"), told.get("port", 8080) if args.port is None else args.port,
+        args.workers, args.threads, pace, limits, args.deadline, args.drain, args.grace, args.follow, args.manage, args.repository, args.tokens, args.tls_cert, args.tls_key,
+        args.samples, args.sample_share, args.log_requests,
+    ))  # fmt: skip
 
 
 _options = (
-    ("--host", str, "127.0.0.1", "the address to listen on; 0.0.0.0 for all"),
-    ("--port", int, 8080, "the port to listen on"),
+    ("--host", str, None, "the address to listen on, 0.0.0.0 for all; default: 127.0.0.1, or as a cloud's environment says"),
+    ("--port", int, None, "the port to listen on; default: 8080, or as a cloud's environment says"),
     ("--workers", _positive, 1, "processes that share the port"),
     ("--threads", _positive, 1, "threads of one run of a network"),
     ("--lanes", _positive, 1, "runs of a network at the same time, in one process"),
@@ -60,20 +72,31 @@ _options = (
     ("--latency-target", _seconds, 0.05, "seconds that one run of a network should take at most"),
     ("--max-wait", _seconds, 1.0, "seconds that a request may have to wait; beyond it is refused with 429"),
     ("--deadline", _seconds, 30.0, "seconds that a request may take at most"),
+    ("--max-body", _positive, 64, "MiB of a request, before and after decompression"),
+    ("--max-json", _positive, 8, "MiB of JSON"),
+    ("--max-rows", _positive, 4096, "rows of one request"),
+    ("--read-timeout", _seconds, 20.0, "seconds for a request to arrive"),
     ("--drain", _seconds, 2.0, "seconds between saying not ready and taking no more connections"),
     ("--grace", _seconds, 30.0, "seconds for requests that have begun, when stopping"),
+    ("--follow", _seconds, 10.0, "seconds between two looks at registry aliases"),
+    ("--repository", str, None, "a folder of bundles that may be loaded by name, with --manage"),
+    ("--tokens", str, None, "a file of bearer tokens, NAME:TOKEN or NAME:TOKEN:manage on each line"),
     ("--tls-cert", str, None, "a certificate (PEM)"),
     ("--tls-key", str, None, "its key (PEM)"),
+    ("--samples", str, None, "a folder for sampled requests and answers, as Parquet"),
+    ("--sample-share", float, 0.01, "the share of requests that is kept there"),
 )
 
 
 def add_commands(commands):
     command = commands.add_parser("serve", help="answer requests over HTTP", description="Serve bundles over HTTP: Open Inference Protocol v2, SageMaker, Vertex AI, Azure ML, and rows as they are.")
-    command.add_argument("bundles", nargs="*", metavar="BUNDLE", help="a folder, or registry:name@alias")
+    command.add_argument("bundles", nargs="*", metavar="BUNDLE", help="a folder, or registry:name@alias; default: $MLKIT_BUNDLE, or where a cloud puts models")
     for name, kind, default, text in _options:
         given = os.environ.get("MLKIT_SERVE_" + name[2:].upper().replace("-", "_"))
-        command.add_argument(name, type=kind, default=default if given is None else given, help=f"{text}; default: {default}" if default is not None else text)
+        command.add_argument(name, type=kind, default=default if given is None else given, help=text if default is None else f"{text}; default: {default}")
     command.add_argument("--challenger", type=_with_share, action="append", default=[], metavar="BUNDLE=SHARE", help="another version, which answers this share of the requests")
     command.add_argument("--shadow", type=_with_share, action="append", default=[], metavar="BUNDLE=SHARE", help="another version, which gets copies of this share of the requests")
     command.add_argument("--manage", action="store_true", help="let models be loaded and unloaded over HTTP")
+    command.add_argument("--nonfinite", action="store_true", help="let NaN and infinity pass to the network")
+    command.add_argument("--log-requests", choices=("all", "errors", "none"), default="errors", help="which requests are logged; default: errors")
     command.set_defaults(call=_serve)

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from mlkit.serve.load import LoadCurve, bench, serving  # noqa: F401
     from mlkit.serve.models import Models  # noqa: F401
     from mlkit.serve.protocol import Limits, ServeError  # noqa: F401
-    from mlkit.serve.run import Settings, run  # noqa: F401
+    from mlkit.serve.run import run  # noqa: F401
+    from mlkit.serve.settings import Settings  # noqa: F401
 
 # %% ../../nbs/serve/index.ipynb #83886f72
 __getattr__, __dir__ = front_door(
     __name__,
     {
         "agreement": ("agree",), "app": ("App", "make_app"), "batcher": ("Batcher", "Pace"), "image": ("DeployError",), "load": ("LoadCurve", "bench", "serving"),
-        "models": ("Models",), "protocol": ("Limits", "ServeError"), "run": ("Settings", "run"),
+        "models": ("Models",), "protocol": ("Limits", "ServeError"), "run": ("run",), "settings": ("Settings",),
     },  # fmt: skip
 )

@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['ROUTES', 'LARGE', 'ARROW', 'Request', 'Response', 'as_json', 'failure', 'Route', 'route', 'App', 'live', 'ready',
-           'server_metadata', 'model_metadata', 'model_ready', 'model_list', 'metrics', 'page', 'as_work', 'infer',
-           'predict', 'predict_first', 'make_app']
+           'server_metadata', 'model_metadata', 'model_ready', 'model_list', 'metrics', 'page', 'as_work',
+           'handle_infer', 'handle_rows', 'table_response', 'predict', 'predict_first', 'make_app']
 
 # %% ../../nbs/serve/05_app.ipynb #7beb4a65
 import asyncio
 import itertools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version as installed
+from pathlib import Path
 from time import perf_counter
+from typing import Any
 from urllib.parse import unquote
 import numpy as np
 import orjson
@@ -64,6 +66,7 @@ def as_json(content, status: int = 200, **more) -> Response:
 def failure(error: ServeError) -> Response:
     "An error in the form that the protocol asks for."
     wait = ((b"retry-after", str(error.retry_after).encode()),) if error.retry_after else ()
+    wait += ((b"www-authenticate", b"Bearer"),) if error.status == 401 else ()
     return as_json({"error": str(error)}, error.status, headers=wait)
 
 # %% ../../nbs/serve/05_app.ipynb #a6914033
@@ -76,6 +79,7 @@ class Route:
     handler: Callable  # (app, request, reply, *parts) -> Response, or None if it calls `reply` itself
     summary: str
     open: bool = False  # answered without a token
+    manage: bool = False  # changes what the server has
     kind: str = "json"  # of the answer and of the body, for the OpenAPI document
     body: str | None = None
 
@@ -103,20 +107,25 @@ class App:
     models: Models
     limits: Limits = LIMITS
     tally: Tally = field(default_factory=Tally)
-    tokens: "object | None" = None  # knows who may come in
+    tokens: Any = None  # knows who may come in
     page: bytes = field(default_factory=page_for_people)
     deadline: float = 30.0  # seconds, where a request names none
     manage: bool = False  # may models be loaded and unloaded over HTTP?
+    repository: Path | None = None  # a folder of bundles that may be loaded by name
+    told: Callable = lambda event, **facts: None  # called when models were changed over HTTP
     watch: Callable[[Request, Response, float], None] = lambda *_: None  # called with each answer: logs, traces
     sample: Callable[[Request, Version, Work, Answer], None] | None = None
     snapshots: Callable[[], list[dict]] = list  # of the other processes
     routes: list[Route] = field(default_factory=lambda: list(ROUTES))
     draining: bool = False
+    guard: Any = None  # tells a supervisor which connections wait
+    closing: list[Callable] = field(default_factory=list)  # what is to be called at the end
     held: int = 0  # bytes of large bodies that are in memory
 
     def __post_init__(self):
         self.exact = {}
         self.patterns = [(r, r.path.strip("/").split("/")) for r in self.routes if "{" in r.path]
+        self.tasks = set()
         self.slow = ThreadPoolExecutor(1, thread_name_prefix="reader")
         self.models.changed.append(self._index)
         self._index()
@@ -193,6 +202,12 @@ class App:
 
         future = self.models.loop.run_in_executor(self.slow, job)
         future.add_done_callback(finished)
+
+    def background(self, work):
+        "Run a coroutine that answers by itself."
+        task = self.models.loop.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     def body(self, request: Request) -> bytes:
         "The body, unpacked."
@@ -352,7 +367,7 @@ def _check_wanted(version: Version, wanted: tuple[str, ...]) -> bool:
 
 
 @route("POST", "/v2/models/{model_name}/infer", "/v2/models/{model_name}/versions/{model_version}/infer", summary="Inference with tensors", kind="infer", body="infer")
-def infer(app, request, reply, name, version=None):
+def handle_infer(app, request, reply, name, version=None):
     return app.read(request, lambda: _read_infer(app, request), lambda asked: _infer(app, request, reply, asked, name, version), reply)
 
 
@@ -388,12 +403,19 @@ def _infer(app, request: Request, reply, asked, name: str, version: str | None):
     target.submit(work, done, request.client, app.until(request, asked.parameters), request.gone)
     app.shadow(name, version, asked.id or request.id, work)
 
-# %% ../../nbs/serve/05_app.ipynb #9cbf6551
-def _predict(app, request: Request, reply, name: str, write: Callable, read: Callable | None = None):
+# %% ../../nbs/serve/05_app.ipynb #72119f2a
+def handle_rows(
+    app,
+    request: Request,
+    reply,
+    name: str,  # of the model
+    write: Callable[[Version, pl.DataFrame], Response],
+    read: Callable[[bytes, dict], pl.DataFrame] | None = None,  # body and columns -> rows; by default what the content type says
+):
     "Read rows, have them answered, and let `write` make the response."
     target = app.models.choose(name, None, request.id)
     columns = target.bundle.manifest.preprocess
-    read = read or (lambda body: read_rows(body, request.header(b"content-type"), columns, app.limits))
+    read = read or (lambda body, columns: read_rows(body, request.header(b"content-type"), columns, app.limits))
 
     def go_on(frame):
         work = Work(0, frame=frame, table=True)
@@ -411,7 +433,7 @@ def _predict(app, request: Request, reply, name: str, write: Callable, read: Cal
         target.submit(work, done, request.client, app.until(request, {}), request.gone)
         app.shadow(name, None, request.id, work)
 
-    return app.read(request, lambda: read(app.body(request)), go_on, reply)
+    return app.read(request, lambda: read(app.body(request), columns), go_on, reply)
 
 
 ARROW = "application/vnd.apache.arrow.stream"
@@ -428,7 +450,7 @@ def _wants(request: Request) -> str:
     raise ServeError(f"the answer can be application/json, text/csv or {ARROW}.", 406)
 
 
-def _table_response(kind: str, target: Version, table: pl.DataFrame) -> Response:
+def table_response(kind: str, target: Version, table: pl.DataFrame) -> Response:
     if kind == "application/json":
         return Response(orjson.dumps(target.head)[:-1] + b',"predictions":' + write_table(table) + b"}")
     headers = ((b"x-model-name", target.name.encode()), (b"x-model-version", target.version.encode()))
@@ -438,14 +460,20 @@ def _table_response(kind: str, target: Version, table: pl.DataFrame) -> Response
 @route("POST", "/predict/{model_name}", summary="Answers for rows, an image or a text", kind="predictions", body="rows")
 def predict(app, request, reply, name):
     kind = _wants(request)
-    return _predict(app, request, reply, name, lambda target, table: _table_response(kind, target, table))
+    return handle_rows(app, request, reply, name, lambda target, table: table_response(kind, target, table))
 
 
 @route("POST", "/predict", summary="The same, of the first model", kind="predictions", body="rows")
 def predict_first(app, request, reply):
     return predict(app, request, reply, app.first())
 
-# %% ../../nbs/serve/05_app.ipynb #505f7bb5
-def make_app(models: Models, **settings) -> App:
+# %% ../../nbs/serve/05_app.ipynb #263e467d
+def make_app(
+    models: Models,
+    extra: Iterable[Route] = (),  # routes beside those of the table
+    **settings,  # of `App`
+) -> App:
     "An application with every contract: Open Inference Protocol, SageMaker, Vertex AI, Azure ML, and rows."
-    return App(models, **settings)
+    from mlkit.serve import clouds, openapi, repository  # noqa: F401 (they enter their routes into the table)
+
+    return App(models, routes=[*ROUTES, *extra], **settings)

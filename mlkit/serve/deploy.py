@@ -19,9 +19,9 @@ from .load import LoadCurve, LoadError, bench
 TARGETS = {
     "docker": "image:docker_files",
     "kubernetes": "kubernetes:kubernetes_files",
-    "sagemaker": "clouds:sagemaker_files",
-    "vertex": "clouds:vertex_files",
-    "azureml": "clouds:azureml_files",
+    "sagemaker": "descriptors:sagemaker_files",
+    "vertex": "descriptors:vertex_files",
+    "azureml": "descriptors:azureml_files",
     "edge": "edge:edge_files",
 }
 

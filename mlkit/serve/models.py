@@ -234,6 +234,7 @@ class Models:
     def __init__(self, loop, pace: Pace = PACE, limits: Limits = LIMITS, threads: int | None = 1, measure: Callable[[Version, list[Item], float], None] = lambda *_: None):
         self.loop, self.pace, self.limits, self.threads, self.measure = loop, pace, limits, threads, measure
         self.names: dict[str, dict[str, Version]] = {}
+        self.sources: dict[str, str] = {}  # where each name was last loaded from, also after it is unloaded
         self.changed: list[Callable[[], None]] = []  # called after each change
 
     async def load(self, source: str, role: str = "champion", share: float = 1.0, name: str | None = None) -> Version:
@@ -246,6 +247,8 @@ class Models:
             return versions[version]
         loaded = Version(name, version, str(source), bundle, None, self.limits, role, share)
         loaded.batcher = Batcher(lambda batch: run_batch(bundle, batch), self.loop, self.pace, lambda batch, seconds: self.measure(loaded, batch, seconds))
+        if role == "champion":
+            self.sources[name] = str(source)
         leaving = [v for v in versions.values() if v.version == version or v.role == role == "champion"]
         self.names[name] = {k: v for k, v in versions.items() if v not in leaving} | {version: loaded}
         self._tell(leaving)

@@ -37,6 +37,7 @@ class HttpProtocol(asyncio.Protocol):
         self.busy = self.stepping = self.closing = self.lost = self.last = False
         self.arriving, self.in_head, self.served, self.held = False, False, 0, 0
         self.write_due: float | None = None
+        self.guard, self.slot = self.app.guard, 0
 
     def connection_made(self, transport):
         self.transport = transport
@@ -44,6 +45,8 @@ class HttpProtocol(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         self.client = peer[0] if isinstance(peer, tuple) else "local"
         self.server_state.connections.add(self)
+        if self.guard is not None:
+            self.slot = self.guard.opened(transport)
         self.due = self.time() + self.limits.read_seconds
         if len(self.server_state.connections) > self.limits.connections:
             self.refuse(ServeError("there are too many connections.", 503, 1))
@@ -53,6 +56,8 @@ class HttpProtocol(asyncio.Protocol):
         self.server_state.connections.discard(self)
         self.waiting.clear()
         self._release()
+        if self.guard is not None:
+            self.guard.closed(self.slot)
         self.parser = None
 
     def gone(self) -> bool:
@@ -81,6 +86,8 @@ class HttpProtocol(asyncio.Protocol):
         self.url, self.headers, self.parts, self.size, self.upgrade = b"", {}, [], 0, False
         self.head_bytes, self.header_count = 0, 0
         self.arriving = self.in_head = True
+        if self.slot:
+            self.guard.table[self.slot] = 1
         self.begun = self.time()
         self.due = self.begun + self.limits.read_seconds
 
@@ -157,6 +164,8 @@ class HttpProtocol(asyncio.Protocol):
         headers = self.server_state.default_headers
         head = _head(response, request.id.encode("latin-1"), close, headers[0][1] if headers else b"")
         self.transport.write(head if request.method == "HEAD" else head + response.body)
+        if self.slot and not self.waiting and not self.arriving:
+            self.guard.table[self.slot] = 0
         if close:
             self._close()
         elif not self.stepping:
