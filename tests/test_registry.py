@@ -288,3 +288,13 @@ def test_the_command_line_from_push_to_rollback(tmp_path, monkeypatch):
     assert 'no model "lime"' in mlkit("registry", "promote", "lime", check=2).stderr
     assert "There is no bundle" in mlkit("bundle", "check", "nowhere", check=2).stderr
     assert "nothing to go back to" in mlkit("registry", "rollback", "line", check=2).stderr
+
+
+def test_mlflow_reads_what_is_exported_for_it(tmp_path):
+    pyfunc = pytest.importorskip("mlflow.pyfunc", reason="mlflow is not installed: pip install mlflow-skinny")
+    mlkit("bundle", "mlflow", line(tmp_path / "a"), tmp_path / "exported")
+    model = pyfunc.load_model(str(tmp_path / "exported"))
+    assert model.predict(FRAME.to_dict(as_series=False))["prediction"].to_list() == [2.0, 4.0, 6.0]
+    assert model.metadata.get_input_schema().input_names() == ["x"]
+    assert pyfunc.mlflow.onnx.load_model(str(tmp_path / "exported")).graph.input[0].name == "x"
+    assert "has no MLmodel" in mlkit("bundle", "mlflow", tmp_path / "a", tmp_path / "a", check=2).stderr

@@ -6,6 +6,7 @@
 __all__ = ['CARD', 'origin', 'intervals', 'card']
 
 # %% ../../nbs/bundle/03_card.ipynb #18ab276e
+import json
 import os
 import subprocess
 import yaml
@@ -16,9 +17,13 @@ CARD = "card.md"
 # %% ../../nbs/bundle/03_card.ipynb #d1ab36c1
 def origin() -> dict:
     "Say which run, stage, key and commit this process belongs to, as far as there are any."
-    facts = {name.lower(): os.environ.get(f"MLKIT_{name}") for name in ("RUN", "STAGE", "KEY")}
-    status = _git("status", "--porcelain", "--untracked-files=no")
-    facts |= {"commit": _git("rev-parse", "HEAD"), "uncommitted_changes": bool(status) or None}
+    facts = {name.lower(): os.environ.get(f"MLKIT_{name}") for name in ("STAGE", "KEY")}
+    proving = json.loads(os.environ.get("MLKIT_ORIGIN", "{}"))  # `mlkit verify` says which run it does again
+    if facts["stage"] in proving:
+        facts |= proving[facts["stage"]]
+    else:
+        changed = bool(_git("status", "--porcelain", "--untracked-files=no"))
+        facts |= {"run": os.environ.get("MLKIT_RUN"), "commit": _git("rev-parse", "HEAD"), "dirty": changed}
     return {k: v for k, v in facts.items() if v}
 
 

@@ -106,8 +106,6 @@ def write_bundle(
 ) -> Path:
     "Write a bundle folder at once. Raises `BundleError` if something that is no bundle stands there."
     folder = Path(folder).absolute()
-    if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
-        raise BundleError(f"{folder} exists and is no bundle; choose another name or remove it.")
     listed = {name: {"sha256": bytes_digest(data), "size": len(data)} for name, data in files.items()}
     for name in listed:
         _check_name(name, folder)
@@ -115,10 +113,17 @@ def write_bundle(
     return put_folder(folder, {**files, MANIFEST: complete.to_json()})
 
 
-def put_folder(folder: Path, files: dict[str, bytes]) -> Path:
-    "Write a folder aside and put it in its place; what stood there goes only when the new one is whole."
+def put_folder(
+    folder: Path,
+    files: dict[str, bytes],
+    mark: str = MANIFEST,  # what a folder that may be replaced has in it
+) -> Path:
+    "Write a folder aside and put it in its place; what stood there goes only when the new one is whole. Raises `BundleError` if that is something else."
+    if folder.is_file() or folder.exists() and any(folder.iterdir()) and not (folder / mark).is_file():
+        raise BundleError(f"{folder} exists and {'is no bundle' if mark == MANIFEST else f'has no {mark}'}; choose another name or remove it.")
     aside, old = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}") for _ in range(2))
     try:
+        aside.mkdir(parents=True)
         for name, data in files.items():
             (aside / name).parent.mkdir(parents=True, exist_ok=True)
             (aside / name).write_bytes(data)

@@ -31,6 +31,7 @@ def _lab(args) -> int:
     import subprocess
     import sys
     from importlib.util import find_spec
+    from mlkit.core.config import find_store
     from mlkit.core.errors import MLKitError
     from mlkit.pipeline.graph import load_pipeline
 
@@ -39,7 +40,7 @@ def _lab(args) -> int:
         raise MLKitError('JupyterLab is not installed: pip install "mlkit[lab]"')
     command = [sys.executable, "-m", "jupyterlab", _folder(pipeline), *args.options]
     with _warm_up(pipeline):
-        server = subprocess.Popen(command, env={**os.environ, "JUPYTER_DEFAULT_PROVISIONER_NAME": "mlkit-warm"})
+        server = subprocess.Popen(command, env={"MLKIT_STORE": str(find_store()), **os.environ, "JUPYTER_DEFAULT_PROVISIONER_NAME": "mlkit-warm"})
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # JupyterLab hears it too, and asks whether it is meant
         signal.signal(signal.SIGTERM, lambda *_: server.terminate())
         return server.wait()
