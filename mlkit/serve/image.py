@@ -186,8 +186,8 @@ def _bytes_of(found: Distribution) -> int:
             total += path.stat().st_size - (_symbols(path) if path.suffix == ".so" and not path.parent.name.endswith(".libs") else 0)
     return total
 
-# %% ../../nbs/serve/10_image.ipynb #dd7f2166
-_warm_up = "import mlkit.cli.main, mlkit.serve.app, mlkit.serve.run, mlkit.serve.wire; from mlkit.bundle import Bundle; Bundle.load({folder!r})"
+# %% ../../nbs/serve/10_image.ipynb #dd82fd10
+_warm_up = "import mlkit.cli.main, mlkit.serve.clouds, mlkit.serve.run, mlkit.serve.telemetry, mlkit.serve.wire; from mlkit.bundle import Bundle; Bundle.load({folder!r})"
 
 
 def _bytecode(image: Image) -> int:
