@@ -88,9 +88,9 @@ def marked(mark: str) -> list[str]:
 def gone(mark: str, within: float = 15.0) -> list[str]:
     "Wait until no process with `mark` is left; return those that are left all the same."
     end = time.monotonic() + within
-    while marked(mark) and time.monotonic() < end:
+    while (left := marked(mark)) and time.monotonic() < end:
         time.sleep(0.05)
-    return marked(mark)
+    return left
 
 
 def kill(process: subprocess.Popen, signum=signal.SIGKILL):

@@ -7,8 +7,10 @@ import numpy as np
 import onnx
 import polars as pl
 import pytest
+from makers import last_manifest, mlkit, write_stage
 from onnx import TensorProto, helper, numpy_helper
 from mlkit.bundle import Bundle, BundleError, Manifest, Tensor, inputs, package, read_bundle, write_bundle
+from mlkit.core.store import Artifact, Store
 from mlkit.data import ImagePreprocess, load
 
 DIGITS = load("digits-small")
@@ -242,6 +244,32 @@ def test_a_frame_that_does_not_fit_is_told_by_column(tmp_path, frame, words):
     bundle = package(tmp_path / "model", rows(helper.make_node("Neg", ["x"], ["y"])), numbers(), PAIRS)
     with pytest.raises(BundleError, match=words):
         bundle.predict(frame)
+
+
+def test_a_bundle_names_the_run_that_made_it_and_is_still_provable(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.onnx").write_bytes(rows(helper.make_node("Neg", ["x"], ["y"])))
+    code = """
+import polars as pl
+from mlkit.bundle import Manifest, Tensor, package
+from mlkit.core.digest import path_digest
+
+said = Manifest("m", "raw", (Tensor("x", "float32", ("batch", 2)),), (Tensor("y", "float32", ("batch", 2)),), {"x": {"kind": "numeric", "shape": [2]}}, provenance={"data": {"weights": path_digest(weights)}})
+package(bundle, weights.read_bytes(), said, pl.DataFrame({"x": [[1.0, 2.0]]}))
+"""
+    write_stage(tmp_path / "p", "package", 'weights = Source("../weights.onnx")\nbundle = Output("bundle")\n', code)
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["add", "p"], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *words], check=True)
+    mlkit("run", "p")
+    manifest = last_manifest(tmp_path / ".mlkit")
+    job, store = manifest["jobs"]["package"], Store(tmp_path / ".mlkit")
+    made = store.link(Artifact.from_dict(job["outputs"]["bundle"]), tmp_path / "bundle")
+    said = read_bundle(made)[0].provenance
+    commit = subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip()
+    assert said == {"run": manifest["id"], "stage": "package", "key": job["key"], "commit": commit, "data": said["data"]}
+    subprocess.run([*git, "commit", "-qm", "two", "--allow-empty"], check=True)
+    assert "proven" in mlkit("verify", "p").stdout
 
 
 def test_a_task_reads_the_output_that_it_needs(tmp_path):

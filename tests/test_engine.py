@@ -233,7 +233,15 @@ def test_a_file_that_was_not_declared_is_named(place):
     assert [m for m in heard if m["event"] == "warning"] == []
 
 
-def test_an_interrupt_of_papermill_alone_is_truthful(place):
+@pytest.fixture
+def interruptible():
+    "Hear of interrupts, which a job in the background of a shell ignores."
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_of_papermill_alone_is_truthful(place, interruptible):
     write(place, "import time; time.sleep(60)", "2")
     threading.Timer(2.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):

@@ -113,7 +113,7 @@ print(json.dumps({
     "files": [stat.S_IFMT(os.stat(n).st_mode) for n in (1, 2)], "main": [__name__, hasattr(sys.modules["__main__"], "__file__"), "__main__" in sys.modules],
     "shell": type(get_ipython()).__name__, "in_builtins": sorted(set(dir(builtins)) & {"__IPYTHON__", "display", "get_ipython"}), "locale": locale.getlocale(),
     "temporary": tempfile.gettempdir(), "threads": sorted(t.name.split("-")[0] for t in threading.enumerate()), "gc": gc.isenabled(), "daemon": os.isatty(0),
-    "project": [m for m in sys.modules if "helper" in m],
+    "project": [m for m in sys.modules if "helper_of_mine" in m],
 }))
 """
 

@@ -207,7 +207,7 @@ class KernelClient:
             self._handle = None
         return code
 
-
+# %% ../../nbs/pipeline/06b_client.ipynb #0b687c28
 def oom_kills() -> int:
     "Count how many processes the system has killed for want of memory since it started."
     with suppress(OSError), open("/proc/vmstat") as file:

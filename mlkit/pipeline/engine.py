@@ -318,7 +318,7 @@ class _Stop:
                 self.execution.kernel.listen(self.channel.fileno(), None)
             self.execution.stop((message or {}).get("stop", "interrupted"))
 
-
+# %% ../../nbs/pipeline/07_engine.ipynb #263d6cfa
 def execute(request: dict, channel) -> dict:
     "Execute a stage's notebook; see `mlkit.pipeline.runner.make_request` for what `request` holds. Returns how it ended."
     import papermill

@@ -37,7 +37,7 @@ from . import fresh, processes, warden
 # %% ../../nbs/pipeline/04_forkserver.ipynb #11fc6a94
 _read_at_import = (
     "PYTHON", "LD_", "OMP_", "MKL_", "KMP_", "GOMP_", "OPENBLAS_", "BLIS_", "MALLOC_", "LC_", "LANG", "HF_", "TRANSFORMERS_", "TORCH", "PYTORCH_", "PL_", "CUDA_", "NVIDIA_",
-    "MPL", "POLARS_", "WANDB_", "TQDM_", "NUMBA_", "NUMEXPR_", "JAX_", "XLA_", "TF_", "KERAS_", "TOKENIZERS_", "RAY_", "IPYTHON", "JUPYTER", "HOME", "XDG_", "VIRTUAL_ENV", "CONDA_",
+    "MPL", "POLARS_", "WANDB_", "TQDM_", "NUMBA_", "NUMEXPR_", "JAX_", "XLA_", "TF_", "KERAS_", "TOKENIZERS_", "RAY_", "IPYTHON", "JUPYTER_PLATFORM_DIRS", "HOME", "XDG_", "VIRTUAL_ENV", "CONDA_",
 )  # fmt: skip
 
 
@@ -471,7 +471,7 @@ def _take_over(server: Server, unit: str, line: socket.socket):
     else:
         line.close()
 
-
+# %% ../../nbs/pipeline/04_forkserver.ipynb #92ef606d
 def conclude(server: Server):
     "Read the verdict of an attempt: hand over to it, or go on without the unit."
     attempt, server.attempt = server.attempt, None
@@ -593,7 +593,7 @@ def serve(server: Server) -> Request | None:
     server.path.with_suffix(".log").unlink(missing_ok=True)
     return None
 
-
+# %% ../../nbs/pipeline/04_forkserver.ipynb #4be117fd
 def relay(server: Server):
     "In the light process, take in a request that the server passed on."
     try:
@@ -635,7 +635,7 @@ def advance(server: Server) -> Request | None:
             begin(server, missing(server, server.waiting[0])[0])
     return None
 
-
+# %% ../../nbs/pipeline/04_forkserver.ipynb #1290bd5f
 def accept(server: Server):
     "Take in one request, or answer a question."
     connection, _ = server.listener.accept()

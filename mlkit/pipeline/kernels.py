@@ -157,7 +157,7 @@ class WarmProvisioner(LocalProvisioner):
             shutil.rmtree(self.sockets, ignore_errors=True)
             self.sockets = None
 
-
+# %% ../../nbs/pipeline/05_kernels.ipynb #8b7e340b
 def is_ours(cmd: list[str]) -> bool:
     "Tell whether a command starts a kernel in the way that we can do without it, and by this very Python."
     return os.name == "posix" and cmd[:3] == [sys.executable, "-m", "ipykernel_launcher"]

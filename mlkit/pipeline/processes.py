@@ -26,7 +26,7 @@ from . import warden
 def _remaining(deadline: float | None) -> float | None:
     return None if deadline is None else max(0.0, deadline - time.monotonic())
 
-
+# %% ../../nbs/pipeline/03_processes.ipynb #8c8d2035
 class Channel:
     "A two-way stream of messages over a connected socket."
 

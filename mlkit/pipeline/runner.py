@@ -119,7 +119,7 @@ def make_request(run: "State", task: Task) -> dict:
         "inject": injected_source({**job.parameters, **values, **outputs, **sources}, job.secrets),
         "links": links, "outputs": {ref.path: str(outputs[name]) for name, ref in job.stage.outputs.items()},
         "secrets": job.secrets, "declared": [*filter(None, job.sources.values()), str(folder)],
-        "env": {"MLKIT_RUN": run.id, "MLKIT_STORE": str(run.store.root), **thread_limits(run.options.jobs, settings.cpus)},
+        "env": {"MLKIT_RUN": run.id, "MLKIT_STAGE": job.id, "MLKIT_KEY": task.decision.key or "", "MLKIT_STORE": str(run.store.root), **thread_limits(run.options.jobs, settings.cpus)},
         "warm": run.options.warm, "modules": list(imports(job.stage).third_party), "memory": settings.memory,
     }  # fmt: skip
 
@@ -450,7 +450,7 @@ def run(
     options = Options(jobs or min(width(chosen), usable_cores()), keep_going, not cold, forced)
     return _run(pipeline, decisions, store, options, previous, last, _jupyter() if views is None else views, {"profile": profile, "params": params or {}, "command": command})
 
-
+# %% ../../nbs/pipeline/12_runner.ipynb #bb7989e3
 def _run(pipeline: Pipeline, decisions: list[Decision], store: Store, options: Options, previous: dict | None, last: dict, views, asked: dict) -> Result:
     from mlkit.pipeline.report import write
 
@@ -484,7 +484,7 @@ def _jupyter() -> list:
 
     return [jupyter_view()]
 
-
+# %% ../../nbs/pipeline/12_runner.ipynb #a55146e2
 def outcome(run: State) -> str:
     "Say in one word how a run ended."
     if all(t.good for t in run.tasks.values()):
