@@ -46,22 +46,15 @@ class Bucket:
         except FileNotFoundError:
             raise MLKitError(f"The store {self.url} cannot be reached: there is no such bucket.") from None
 
-    def add(self, name: str, content: bytes | Path) -> bool:
-        "Put an object there, unless there is one of that name; tell whether it is new."
+    def add(self, name: str, content: bytes | Path):
+        "Put an object there, unless there is one of that name."
         from obstore import put
         from obstore.exceptions import AlreadyExistsError
 
         try:
             self._reaching(put, self._objects, name, content, mode="create")
         except AlreadyExistsError:
-            return False
-        return True
-
-    def names(self, prefix: str) -> list[str]:
-        "List the names of all objects below a prefix, in order."
-        from obstore import list as listing
-
-        return sorted(o["path"] for o in self._reaching(lambda: listing(self._objects, prefix).collect()))
+            pass
 
     def _reaching(self, call, *words, **more):
         from obstore.exceptions import BaseError
