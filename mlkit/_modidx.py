@@ -202,14 +202,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'mlkit.cli.main._status': ('cli/main.html#_status', 'mlkit/cli/main.py'),
                                 'mlkit.cli.main._store': ('cli/main.html#_store', 'mlkit/cli/main.py'),
                                 'mlkit.cli.main._why': ('cli/main.html#_why', 'mlkit/cli/main.py'),
-<<<<<<< HEAD
-                                'mlkit.cli.main.main': ('cli/main.html#main', 'mlkit/cli/main.py')},
-            'mlkit.cli.serve': { 'mlkit.cli.serve._positive': ('cli/serve.html#_positive', 'mlkit/cli/serve.py'),
-                                 'mlkit.cli.serve._seconds': ('cli/serve.html#_seconds', 'mlkit/cli/serve.py'),
-                                 'mlkit.cli.serve._serve': ('cli/serve.html#_serve', 'mlkit/cli/serve.py'),
-                                 'mlkit.cli.serve._with_share': ('cli/serve.html#_with_share', 'mlkit/cli/serve.py'),
-                                 'mlkit.cli.serve.add_commands': ('cli/serve.html#add_commands', 'mlkit/cli/serve.py')},
-=======
                                 'mlkit.cli.main.main': ('cli/main.html#main', 'mlkit/cli/main.py'),
                                 'mlkit.cli.main.newest_run': ('cli/main.html#newest_run', 'mlkit/cli/main.py'),
                                 'mlkit.cli.main.positive': ('cli/main.html#positive', 'mlkit/cli/main.py'),
@@ -236,7 +228,11 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlkit.cli.registry._sign': ('cli/registry.html#_sign', 'mlkit/cli/registry.py'),
                                     'mlkit.cli.registry._table': ('cli/registry.html#_table', 'mlkit/cli/registry.py'),
                                     'mlkit.cli.registry.add_commands': ('cli/registry.html#add_commands', 'mlkit/cli/registry.py')},
->>>>>>> main
+            'mlkit.cli.serve': { 'mlkit.cli.serve._positive': ('cli/serve.html#_positive', 'mlkit/cli/serve.py'),
+                                 'mlkit.cli.serve._seconds': ('cli/serve.html#_seconds', 'mlkit/cli/serve.py'),
+                                 'mlkit.cli.serve._serve': ('cli/serve.html#_serve', 'mlkit/cli/serve.py'),
+                                 'mlkit.cli.serve._with_share': ('cli/serve.html#_with_share', 'mlkit/cli/serve.py'),
+                                 'mlkit.cli.serve.add_commands': ('cli/serve.html#add_commands', 'mlkit/cli/serve.py')},
             'mlkit.core.config': { 'mlkit.core.config._insist_private': ('core/config.html#_insist_private', 'mlkit/core/config.py'),
                                    'mlkit.core.config.cache_home': ('core/config.html#cache_home', 'mlkit/core/config.py'),
                                    'mlkit.core.config.data_folders': ('core/config.html#data_folders', 'mlkit/core/config.py'),
