@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import onnx
 import polars as pl
 import pytest
 from browser import browser_page, needs_chromium
