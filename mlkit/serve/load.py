@@ -64,7 +64,7 @@ def serving(
     started, log = time.perf_counter(), _Log()
     command = [sys.executable, "-m", "mlkit", "serve", *map(str, bundles), *map(str, options)]
     told = os.environ | {"MLKIT_SERVE_PORT": str(port)} | {k: v.replace("{port}", str(port)) for k, v in (environment or {}).items()}
-    process = subprocess.Popen(command, env=told, stdout=log.file, stderr=subprocess.STDOUT, preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}))
+    process = subprocess.Popen(command, env=told, stdin=subprocess.DEVNULL, stdout=log.file, stderr=subprocess.STDOUT, preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}))
     try:
         _wait(f"http://127.0.0.1:{port}/v2/health/ready", process, log, patience)
         yield Running(f"http://127.0.0.1:{port}/", process, time.perf_counter() - started)
