@@ -533,6 +533,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'mlkit.pipeline.fresh._modules_in': ('pipeline/fresh.html#_modules_in', 'mlkit/pipeline/fresh.py'),
                                       'mlkit.pipeline.fresh._open_stream': ('pipeline/fresh.html#_open_stream', 'mlkit/pipeline/fresh.py'),
                                       'mlkit.pipeline.fresh._signals': ('pipeline/fresh.html#_signals', 'mlkit/pipeline/fresh.py'),
+                                      'mlkit.pipeline.fresh._take_apart': ('pipeline/fresh.html#_take_apart', 'mlkit/pipeline/fresh.py'),
                                       'mlkit.pipeline.fresh._take_chance': ('pipeline/fresh.html#_take_chance', 'mlkit/pipeline/fresh.py'),
                                       'mlkit.pipeline.fresh._take_interpreter': ( 'pipeline/fresh.html#_take_interpreter',
                                                                                   'mlkit/pipeline/fresh.py'),
