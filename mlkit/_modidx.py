@@ -433,6 +433,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'mlkit/pipeline/forkserver.py'),
                                            'mlkit.pipeline.forkserver._import_base': ( 'pipeline/forkserver.html#_import_base',
                                                                                        'mlkit/pipeline/forkserver.py'),
+                                           'mlkit.pipeline.forkserver._is_dead': ( 'pipeline/forkserver.html#_is_dead',
+                                                                                   'mlkit/pipeline/forkserver.py'),
                                            'mlkit.pipeline.forkserver._is_stray': ( 'pipeline/forkserver.html#_is_stray',
                                                                                     'mlkit/pipeline/forkserver.py'),
                                            'mlkit.pipeline.forkserver._let_go': ( 'pipeline/forkserver.html#_let_go',

@@ -1,7 +1,15 @@
-"Stored results can be computed again, and two runs can be compared."
+"Stored results can be computed again, two runs can be compared, and JupyterLab's kernels are warm."
+
+import json
+import subprocess
+import sys
+import time
+import urllib.request
 
 import pytest
 from makers import last_manifest, mlkit, write_chain, write_stage
+
+from mlkit.pipeline import forkserver
 
 
 @pytest.fixture
@@ -51,3 +59,35 @@ def test_two_runs_are_compared_in_words(place):
         assert "parameter pause: 0.0 -> 0.01" in mlkit("diff", *words).stdout
     assert "There is no run 19" in mlkit("diff", oldest, "19", check=2).stderr
     assert "write more of it" in mlkit("diff", oldest[:4], newest, check=2).stderr
+
+
+def ask(port: int, path: str, **data):
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/api/{path}", json.dumps(data).encode() if data else None, {"Authorization": "token t"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def test_kernels_of_the_lab_come_from_the_warm_server(place, monkeypatch):
+    monkeypatch.setenv("MLKIT_RUNTIME", str(place / "runtime"))
+    (place / "runtime").mkdir(mode=0o700)
+    write_stage(place / "p", "look", "", "import PIL.Image")
+    port = 8000 + time.time_ns() % 1000
+    command = [sys.executable, "-m", "mlkit", "lab", "p", "--", "--no-browser", f"--port={port}", "--allow-root", "--IdentityProvider.token=t"]
+    with open(place / "log", "w") as log:
+        lab = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                ask(port, "status")
+                break
+            except OSError:
+                assert time.monotonic() < deadline and lab.poll() is None, (place / "log").read_text()
+                time.sleep(0.3)
+        ask(port, "kernels", name="python3")
+        [server] = forkserver.ask_all("status")
+        assert "PIL.Image" in server["modules"] and server["running"] == 2, "the kernel, and what asked for the modules"
+    finally:
+        lab.terminate()
+        lab.wait(30)
+        subprocess.run([sys.executable, "-m", "mlkit", "kernel", "stop"], capture_output=True)
