@@ -64,8 +64,8 @@ def metrics_check(
     max_drop: float = 0.0,  # how much worse a metric may be
 ) -> Check:
     "Compare what was recorded when both were packaged."
-    data = candidate.provenance.get("data")
-    if not data or data != champion.provenance.get("data"):
+    new, old = (m.provenance.get("data") or m.provenance.get("table") for m in (candidate, champion))
+    if not new or new != old:
         return Check("metrics", False, "they were measured on other data than those of the version in place; give data to measure both on")
     both = [m for m, v in candidate.metrics.items() if direction(m) and isinstance(v, (int, float)) and isinstance(champion.metrics.get(m), (int, float))]
     if not both:

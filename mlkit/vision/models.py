@@ -191,7 +191,12 @@ class ImageClassifier(LightningModule):
             provenance=versions() | (provenance or {}),
         )
         model = to_onnx(self.network.cpu(), torch.zeros(2, *size, dtype=torch.uint8))
-        return package(folder, model, manifest, golden, base=data.base)
+        return package(folder, model, manifest, golden, base=data.base, reference={"logits": self._scores(golden["image"], data.base)})
+
+    def _scores(self, images: pl.Series, base):
+        "What the network itself answers, for the package to agree with."
+        with torch.inference_mode():
+            return self(torch.from_numpy(self.prepare(images, base).copy())).float().numpy()
 
 # %% ../../nbs/vision/01_models.ipynb #f2d46818
 class _Saved:
