@@ -647,6 +647,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'mlkit.monitor.drift.Limits': ('monitor/drift.html#limits', 'mlkit/monitor/drift.py'),
                                      'mlkit.monitor.drift.Limits.of': ('monitor/drift.html#limits.of', 'mlkit/monitor/drift.py'),
                                      'mlkit.monitor.drift._absences': ('monitor/drift.html#_absences', 'mlkit/monitor/drift.py'),
+                                     'mlkit.monitor.drift._by_lists': ('monitor/drift.html#_by_lists', 'mlkit/monitor/drift.py'),
                                      'mlkit.monitor.drift._changed_pairs': ('monitor/drift.html#_changed_pairs', 'mlkit/monitor/drift.py'),
                                      'mlkit.monitor.drift._compared': ('monitor/drift.html#_compared', 'mlkit/monitor/drift.py'),
                                      'mlkit.monitor.drift._content': ('monitor/drift.html#_content', 'mlkit/monitor/drift.py'),

@@ -329,7 +329,7 @@ def _more(sketch, values: pl.Series):
     "Add a plain column to its sketch, a new one by its type."
     if values.dtype == pl.Float64:
         return (sketch or Numbers()).add(values)
-    return (sketch or Counts()).add(values.explode().drop_nulls() if isinstance(values.dtype, pl.List) else values)
+    return (sketch or Counts()).add(values)
 
 # %% ../../nbs/data/05_profiles.ipynb #35ee9c0e
 def profile(
@@ -377,7 +377,7 @@ def _counted(sketch) -> np.ndarray:
 def _typical(sketch, time: bool = False) -> str:
     "Say what is usual, in a few words."
     if isinstance(sketch, Counts):
-        top = ", ".join(f"{v} {c / max(1, sketch.n):.0%}" for v, c in sketch.table.head(3).iter_rows())
+        top = ", ".join(f"{v} {c / max(1, sketch.lists or sketch.n):.0%}" for v, c in sketch.table.head(3).iter_rows())
         return f"{number(round(sketch.distinct.count))} different: {top}"
     if not sketch.moments.n:
         return "no numbers"

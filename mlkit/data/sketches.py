@@ -268,19 +268,22 @@ class Counts:
     n: int = 0  # values that are there
     missing: int = 0
     lost: int = 0  # what a count may be short of
+    lists: int = 0  # that the values come from, if they come from lists
 
     def add(self, values: pl.Series) -> "Counts":
-        "Count a series of texts, booleans or categories."
+        "Count a series of texts, booleans or categories; of lists of texts, in how many of them each value is."
+        lists = len(values) - values.null_count() if isinstance(values.dtype, pl.List) else 0
+        values = values.list.unique().explode().drop_nulls() if isinstance(values.dtype, pl.List) else values
         missing = values.null_count()
         found = values.drop_nulls().value_counts(name="count") if missing < len(values) else pl.DataFrame(schema=_counts)
         found = found.select(pl.nth(0).cast(pl.String).str.slice(0, LONGEST).alias("value"), pl.col("count").cast(pl.Int64))
         table, lost = _frequent(pl.concat([self.table, found]))
-        return Counts(table, self.distinct.add(hashes(found["value"])), self.n + len(values) - missing, self.missing + missing, self.lost + lost)
+        return Counts(table, self.distinct.add(hashes(found["value"])), self.n + len(values) - missing, self.missing + missing, self.lost + lost, self.lists + lists)
 
     def __add__(self, other: "Counts") -> "Counts":
         table, lost = _frequent(pl.concat([self.table, other.table]))
         n, missing = self.n + other.n, self.missing + other.missing
-        return Counts(table, self.distinct + other.distinct, n, missing, self.lost + other.lost + lost)
+        return Counts(table, self.distinct + other.distinct, n, missing, self.lost + other.lost + lost, self.lists + other.lists)
 
     def of(self, values: list[str]) -> np.ndarray:
         "The counts of these values."
@@ -333,13 +336,13 @@ def _numbers_from(d: dict) -> Numbers:
 
 # %% ../../nbs/data/04_sketches.ipynb #a2db194b
 def _counts_dict(s: Counts) -> dict:
-    known = {"n": s.n, "missing": s.missing, "lost": s.lost}
+    known = {"n": s.n, "missing": s.missing, "lost": s.lost, "lists": s.lists}
     return {"is": "counts", **known, "values": s.table["value"].to_list(), "counts": s.table["count"].to_list(), "smallest": pack(s.distinct.smallest)}
 
 
 def _counts_from(d: dict) -> Counts:
     table = pl.DataFrame({"value": d["values"], "count": d["counts"]}, schema=_counts)
-    return Counts(table, Distinct(unpack(d["smallest"])), d["n"], d["missing"], d["lost"])
+    return Counts(table, Distinct(unpack(d["smallest"])), d["n"], d["missing"], d["lost"], d["lists"])
 
 
 def _rows_dict(s: Rows) -> dict:

@@ -75,18 +75,27 @@ def _pooled(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return tuple(np.append(c[~rare], c[rare].sum()) for c in (one, other))
 
 
-def _counted(before: Counts, now: Counts, per_text: float = 1.0) -> dict:
-    "Measure how two columns of categories differ; `per_text` is how many of the values belong together."
+def _by_lists(before: Counts, now: Counts, values: list[str]) -> float:
+    "The chance that each value is in as many lists as before, for the value that has changed most."
+    one, other, n, m = before.of(values), now.of(values), before.lists, now.lists
+    often = (one + other) * min(n, m) / (n + m) >= 5
+    pvalues = [chi_squared([a, n - a], [b, m - b])[1] for a, b in zip(one[often], other[often])]
+    return min([1.0, *(len(pvalues) * p for p in pvalues)])
+
+
+def _counted(before: Counts, now: Counts) -> dict:
+    "Measure how two columns of categories differ."
     if not before.n or not now.n:
         return {}
     values = sorted({*before.table["value"], *now.table["value"]})
     one, other = (np.append(c.of(values), c.n - c.table["count"].sum()) for c in (before, now))
-    once = per_text == 1 and min(c.distinct.count / c.n for c in (before, now)) > 0.9 and min(before.n, now.n) > 20
-    if once or min(one[-1] / one.sum(), other[-1] / other.sum()) > 0.5:
+    lists = before.lists and now.lists
+    once = not lists and min(c.distinct.count / c.n for c in (before, now)) > 0.9 and min(before.n, now.n) > 20
+    if once or not lists and min(one[-1] / one.sum(), other[-1] / other.sum()) > 0.5:
         return {"measure": "none", "note": f"nearly all values differ ({number(round(now.distinct.count))})"}
-    new = [v for v, c in now.table.iter_rows() if not before.of([v])[0]] if not before.lost else []
-    note = f"new: {', '.join(new[:3])}{' …' if len(new) > 3 else ''} ({now.of(new).sum() / now.n:.1%})" if new and per_text == 1 else ""
-    _, p = chi_squared(*(c / per_text for c in _pooled(one / 1.0, other / 1.0)))
+    new = [v for v, c in now.table.iter_rows() if not before.of([v])[0]] if not lists and not before.lost else []
+    note = f"new: {', '.join(new[:3])}{' …' if len(new) > 3 else ''} ({now.of(new).sum() / now.n:.1%})" if new else ""
+    p = _by_lists(before, now, values) if lists else chi_squared(*_pooled(one, other))[1]
     return {"effect": total_variation(one, other), "p": p, "measure": "tv", "psi": psi(one, other), "js": jensen_shannon(one, other), "note": note}
 
 # %% ../../nbs/monitor/01_drift.ipynb #902c2d7e
@@ -144,8 +153,7 @@ def _part_rows(before: Profile, now: Profile, name: str, limits: Limits) -> list
     for part in was.sketches.keys() & column.sketches.keys():
         one, other = was.sketches[part], column.sketches[part]
         words = part == "vocabulary"
-        per_text = max(1.0, (one.n + other.n) / max(1, was.rows + column.rows)) if words else 1.0
-        found = _numbers(one, other) if isinstance(one, Numbers) else _counted(one, other, per_text)
+        found = _numbers(one, other) if isinstance(one, Numbers) else _counted(one, other)
         found = found if words else _with_absences(found, one, other)
         lines.append(base | found | {"part": part, "note": "; ".join(filter(None, [found.get("note"), retyped])), "before": one, "now": other})
     if column.kind in ("vector", "image"):
