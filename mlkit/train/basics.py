@@ -85,7 +85,7 @@ def new_figure(width: float = 4.6, height: float = 2.8, panels: int = 1) -> tupl
         one.spines[["top", "right"]].set_visible(False)
     return figure, axes if panels > 1 else axes[0]
 
-# %% ../../nbs/train/00_basics.ipynb #4b1a558e
+# %% ../../nbs/train/00_basics.ipynb #8e20130b
 @contextmanager
 def quiet():
     "Silence Lightning's greetings and advice."
@@ -95,7 +95,7 @@ def quiet():
     level = logger.level
     logger.setLevel(logging.ERROR)
     advice = (".*does not have many workers.*", ".*number of training batches.*", ".*Checkpoint directory.*", ".*LeafSpec.*", ".*litlogger.*")
-    advice += (".*dataloader is not resumable.*", ".*callbacks used to create the checkpoint.*", ".*dirpath has changed.*", ".*infer the `batch_size`.*")
+    advice += (".*in eval mode.*", ".*dataloader is not resumable.*", ".*callbacks used to create the checkpoint.*", ".*dirpath has changed.*", ".*infer the `batch_size`.*")
     with warnings.catch_warnings():
         for text in advice:
             warnings.filterwarnings("ignore", text)
