@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from ..data.series import SeriesError, times_at
 from .data import SeriesData
-from .evaluation import middle
+from .evaluation import middle, suited
 
 # %% ../../nbs/timeseries/09_anomaly.ipynb #a75b44dc
 def robust_scores(
@@ -34,7 +34,7 @@ def anomalies(
     lead: int | None = None,  # steps ahead that are used; by default the whole horizon
 ) -> pl.DataFrame:  # series, time, value, expected, score, anomaly
     "Score the values of a side by how unexpected they were; missing values have no score. Raises `SeriesError` for a lead beyond the horizon."
-    data = forecaster.suited(data) if hasattr(forecaster, "suited") else data
+    data = suited(forecaster, data)
     lead = lead or data.spec.horizon
     if not 1 <= lead <= data.spec.horizon:
         raise SeriesError(f"lead must be between 1 and the horizon of {data.spec.horizon}, not {lead}.")

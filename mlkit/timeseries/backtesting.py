@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from ..data.series import Panel, SeriesError, times_at
 from .data import SeriesData, Windows
-from .evaluation import middle
+from .evaluation import middle, suited
 
 # %% ../../nbs/timeseries/08_backtest.ipynb #e89ca9b6
 def _at_origin(data: SeriesData, back: int) -> Windows:
@@ -50,7 +50,7 @@ def backtest(
             raise SeriesError(f"{folds} folds of {step} points need {back + data.least} points; the longest series has {longest}.")
         for name, model in models.items():
             made = train(model, _before(data, back)) if train else model
-            rows.append(_forecast_table(name, made, made.suited(data) if hasattr(made, "suited") else data, back))
+            rows.append(_forecast_table(name, made, suited(made, data), back))
     return pl.concat(rows, how="diagonal")
 
 

@@ -60,7 +60,7 @@ def compare(data: SeriesData, side: str = "test", **models):
     rivals = {kind: Baseline(kind, data.spec) for kind in BASELINES} | models
     rows = []
     for name, rival in rivals.items():
-        found = evaluate_forecasts(rival, rival.suited(data) if hasattr(rival, "suited") else data, side).metrics()
+        found = evaluate_forecasts(rival, data, side).metrics()
         rows.append({"model": name} | {k: found.get(k) for k in ("mae", "mase", "smape", "scaled_mse", "crps", "coverage", "skill")})
     return pl.DataFrame(rows, schema_overrides={"crps": pl.Float64, "coverage": pl.Float64}).sort("mae")
 

@@ -285,7 +285,9 @@ class SeriesData(LightningDataModule):
     def units(self) -> dict[str, np.ndarray]:
         "For each series, the deviation and the mean seasonal difference of its training part: float32, what errors are measured in."
         begin, end = self.borders["train"]
-        deviations = np.array([np.nanstd(self.panel.values[self.panel.target][a:b].astype(np.float64)) if b > a else np.nan for a, b in zip(begin, end)])
+        values = self.panel.values[self.panel.target]
+        seen = [_finite(values[a:b]).astype(np.float64) for a, b in zip(begin, end)]
+        deviations = np.array([v.std() if len(v) else np.nan for v in seen])
         found = {"deviation": deviations, "seasonal_error": seasonal_errors(self.panel, end, self.spec.season)}
         return {name: np.where(unit > 0, unit, np.nanmean(unit[unit > 0]) if (unit > 0).any() else 1.0).astype(np.float32) for name, unit in found.items()}
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['middle', 'interval', 'ForecastEvaluation', 'draw_forecasts', 'draw_steps', 'draw_series', 'evaluate_forecasts',
-           'repeat_season']
+           'suited', 'repeat_season']
 
 # %% ../../nbs/timeseries/04_evaluation.ipynb #4e02dcc4
 from dataclasses import dataclass
@@ -170,6 +170,7 @@ def evaluate_forecasts(
     stride: int | None = None,  # between origins; by default that of the data
 ) -> ForecastEvaluation:
     "Judge forecasts on a side of the data. Raises `SeriesError` if it has no windows."
+    data = suited(forecaster, data)
     loader, spec = data.loader(side, stride=stride), data.spec
     windows, levels, taken = loader.dataset, tuple(forecaster.levels), 0
     units = data.units["deviation"].astype(np.float64)
@@ -189,7 +190,12 @@ def evaluate_forecasts(
     steps = pl.DataFrame({"step": np.arange(1, spec.horizon + 1), "mae": sums[1] / np.maximum(sums[0], 1), "coverage": sums[2] / np.maximum(sums[0], 1)})
     return ForecastEvaluation(_window_table(data, parts), steps, levels, examples, spec.season, spec.horizon)
 
-# %% ../../nbs/timeseries/04_evaluation.ipynb #b82e1f31
+# %% ../../nbs/timeseries/04_evaluation.ipynb #5ae31aa4
+def suited(forecaster: Any, data: SeriesData) -> SeriesData:
+    "The data with windows that look back as far as a forecaster wants; a baseline takes them as they are."
+    return forecaster.suited(data) if hasattr(forecaster, "suited") else data
+
+
 def repeat_season(
     history: np.ndarray,  # (windows, context), NaN where nothing was seen
     horizon: int,

@@ -182,7 +182,7 @@ class Forecaster(LightningModule):
 
     def evaluate(self, data: SeriesData, split: str = "test") -> ForecastEvaluation:
         "Judge the model on a side of the data."
-        return evaluate_forecasts(self, self.suited(data), split)
+        return evaluate_forecasts(self, data, split)
 
     def predict(self, frame: pl.DataFrame | pl.LazyFrame | SeriesData) -> pl.DataFrame:
         "Forecast the horizon after the last known value of each series: columns series, time, forecast, and one for each level."
