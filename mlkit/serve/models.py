@@ -234,6 +234,7 @@ class Models:
     def __init__(self, loop, pace: Pace = PACE, limits: Limits = LIMITS, threads: int | None = 1, measure: Callable[[Version, list[Item], float], None] = lambda *_: None):
         self.loop, self.pace, self.limits, self.threads, self.measure = loop, pace, limits, threads, measure
         self.names: dict[str, dict[str, Version]] = {}
+        self.loading = False  # are more to come at once?
         self.sources: dict[str, str] = {}  # where each name was last loaded from, also after it is unloaded
         self.changed: list[Callable[[], None]] = []  # called after each change
 
@@ -273,6 +274,8 @@ class Models:
         self._tell(leaving)
 
     def _versions(self, name: str) -> dict[str, Version]:
+        if name not in self.names and self.loading:
+            raise ServeError("the models are being loaded.", 503, 1)
         if name not in self.names:
             raise ServeError(f'there is no model "{check_name(name)}".{suggest(name, self.names)}', 404)
         return self.names[name]

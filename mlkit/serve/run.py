@@ -47,10 +47,10 @@ def _uvicorn(app, settings: Settings):
     return Server(config)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    "Bind the port. Raises `MLKitError` if it is taken."
+def listen(host: str, port: int, shared: bool = False) -> socket.socket:
+    "Bind the port, perhaps with others of our sockets. Raises `MLKitError` if it is taken."
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT if shared else socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
     except (OSError, OverflowError) as error:
@@ -73,6 +73,7 @@ def assemble(settings: Settings, loop, log, environment=os.environ):
 
     images.MAX_PIXELS = min(images.MAX_PIXELS, settings.limits.pixels)
     models = Models(loop, settings.pace, settings.limits, settings.threads)
+    models.loading = bool(settings.bundles)
     app = make_app(
         models, cloud_routes(environment), limits=settings.limits, deadline=settings.deadline, manage=settings.manage,
         tokens=Tokens.read(settings.tokens) if settings.tokens else None, repository=Path(settings.repository) if settings.repository else None,
@@ -147,8 +148,8 @@ def _others(folder: Path, own: Path) -> list[dict]:
                 found[-1] |= {"gauges": [], "active": 0}
     return found
 
-# %% ../../nbs/serve/08_run.ipynb #894d8e92
-async def serve(settings: Settings, sock: socket.socket, log, guard: Guard | None = None, folder: Path | None = None) -> int:
+# %% ../../nbs/serve/08_run.ipynb #7ccffecc
+async def serve(settings: Settings, sock: socket.socket, log, guard: Guard | None = None, folder: Path | None = None, replaces: bool = False) -> int:
     "Serve until SIGTERM or SIGINT; returns the exit code. Raises `MLKitError` for bundles that cannot be served."
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -158,6 +159,8 @@ async def serve(settings: Settings, sock: socket.socket, log, guard: Guard | Non
     if guard is not None:
         _join(app, guard, folder, loop, stop)
     server = _uvicorn(app, settings)
+    if replaces:  # others answer meanwhile: take connections only when they can be served
+        await _load_all(app.models, settings)
     serving = asyncio.ensure_future(server.serve(sockets=[sock]))
     following = asyncio.ensure_future(app.models.follow(settings.follow, lambda source, error: log("alias not followed", "error", source=source, error=str(error))))
     try:
@@ -167,6 +170,7 @@ async def serve(settings: Settings, sock: socket.socket, log, guard: Guard | Non
         await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             loading.result()
+            app.models.loading = False
             log("ready", models={name: list(versions) for name, versions in app.models.names.items()})
             if guard is not None:
                 guard.channel.send(READY)
@@ -184,7 +188,7 @@ async def serve(settings: Settings, sock: socket.socket, log, guard: Guard | Non
     return 0
 
 
-def run_worker(settings: Settings, sock: socket.socket, guard: Guard | None = None, folder: Path | None = None) -> int:
+def run_worker(settings: Settings, sock: socket.socket, guard: Guard | None = None, folder: Path | None = None, replaces: bool = False) -> int:
     "Serve in this process."
     import uvloop
     from mlkit.serve.telemetry import Log
@@ -192,21 +196,22 @@ def run_worker(settings: Settings, sock: socket.socket, guard: Guard | None = No
     log = Log(requests=settings.log_requests)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(serve(settings, sock, log, guard, folder))
+            return runner.run(serve(settings, sock, log, guard, folder, replaces))
     finally:
         log.close()
 
 
 def run(settings: Settings) -> int:
     "Run a server until it is told to stop; returns the exit code. Raises `MLKitError` for what cannot be served."
-    sock = listen(settings.host, settings.port)
     if settings.workers == 1:
-        return run_worker(settings, sock)
+        return run_worker(settings, listen(settings.host, settings.port))
     from mlkit.serve.telemetry import Log
     from mlkit.serve.workers import supervise
 
-    log = Log()
+    listen(settings.host, settings.port).close()  # sockets that share a port would also share it with a server that is there already
+    log, first = Log(), listen(settings.host, settings.port, shared=True)
+    port = first.getsockname()[1]
     try:
-        return supervise(settings, sock, log)
+        return supervise(settings, [first, *(listen(settings.host, port, shared=True) for _ in range(settings.workers - 1))], log)
     finally:
         log.close()
