@@ -18,9 +18,11 @@ def browser_page(url: str, **more):
 
     with tempfile.TemporaryDirectory() as home, sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(home, executable_path=CHROMIUM, headless=True, args=_quiet.split(), viewport={"width": 1000, "height": 760}, **more)
-        page, errors = context.pages[0], []
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(url)
-        yield page, errors
-        context.close()
+        try:
+            page, errors = context.pages[0], []
+            page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+            page.on("pageerror", lambda error: errors.append(str(error)))
+            page.goto(url)
+            yield page, errors
+        finally:  # or a test that fails never ends
+            context.close()

@@ -70,7 +70,7 @@ def dns_label(text: str) -> str:
 _notebooks = "runs notebooks"
 LEFT_OUT = {
     "papermill": _notebooks, "nbclient": _notebooks, "nbformat": _notebooks, "jupyter-client": _notebooks, "ipykernel": _notebooks, "pyzmq": _notebooks,
-    "pyyaml": "reads pipelines and writes manifests", "rich": "draws the progress of runs", "huggingface-hub": "fetches from a hub, as no server does",
+    "rich": "draws the progress of runs", "huggingface-hub": "fetches from a hub, as no server does",
 }  # fmt: skip
 
 

@@ -54,6 +54,7 @@ class Running:
 def serving(
     *bundles,  # folders, or registry:name@alias
     options: tuple = (),  # of `mlkit serve`
+    environment: dict | None = None,  # more of it, as clouds set it; "{port}" stands for the port
     core: int | None = None,  # the only core that it may use
     patience: float = 120.0,  # seconds until it must be ready
 ) -> Iterator[Running]:
@@ -61,8 +62,9 @@ def serving(
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     started, log = time.perf_counter(), _Log()
-    command = [sys.executable, "-m", "mlkit", "serve", *map(str, bundles), "--port", str(port), *map(str, options)]
-    process = subprocess.Popen(command, stdout=log.file, stderr=subprocess.STDOUT, preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}))
+    command = [sys.executable, "-m", "mlkit", "serve", *map(str, bundles), *map(str, options)]
+    told = os.environ | {"MLKIT_SERVE_PORT": str(port)} | {k: v.replace("{port}", str(port)) for k, v in (environment or {}).items()}
+    process = subprocess.Popen(command, env=told, stdin=subprocess.DEVNULL, stdout=log.file, stderr=subprocess.STDOUT, preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}))
     try:
         _wait(f"http://127.0.0.1:{port}/v2/health/ready", process, log, patience)
         yield Running(f"http://127.0.0.1:{port}/", process, time.perf_counter() - started)
