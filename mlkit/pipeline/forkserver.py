@@ -265,13 +265,20 @@ class Server:
     environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
 
 # %% ../../nbs/pipeline/04_forkserver.ipynb #8d1ea60e
+def _is_dead(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return True
+
+
 def running(server: Server) -> int:
     "Count the processes that were handed out and have not ended."
     with suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
     below = {child for pid in (server.root, server.light_pid, os.getpid()) if pid for child in warden.children(pid)}
-    return len(below - {os.getpid(), server.light_pid, server.attempt.pid if server.attempt else 0})
+    ours = {os.getpid(), server.light_pid, server.attempt.pid if server.attempt else 0}
+    return sum(not _is_dead(pid) for pid in below - ours)  # a server that handed on is buried by its parent, but not at once
 
 
 def superfluous(server: Server) -> bool:

@@ -166,14 +166,22 @@ def be_born(
     _take_places()
 
 # %% ../../nbs/pipeline/03b_fresh.ipynb #a91972a9
+def _take_apart(module: types.ModuleType):
+    names = [n for n in vars(module) if n != "__builtins__"]
+    for name in sorted(names, key=lambda n: not (n.startswith("_") and not n.startswith("__"))):
+        vars(module)[name] = None
+
+
 def end(code: int, old: set[str]):
     "End this process as an interpreter does; `old` names the modules that came from before the fork and are left as they are."
     try:
         threading._shutdown()
         atexit._run_exitfuncs()
-        for name in [n for n in sys.modules if n not in old or n == "__main__"]:
-            vars(sys.modules[name]).clear()
-        gc.collect()
+        young = [m for n, m in sys.modules.items() if n not in old and n != "__main__" and isinstance(m, types.ModuleType)]
+        for modules in ([sys.modules["__main__"]], young):
+            for module in modules:
+                _take_apart(module)
+            gc.collect()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
     finally:
