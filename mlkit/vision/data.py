@@ -97,7 +97,7 @@ class Decoded(torch.utils.data.Dataset):
     "Images that lie in memory as one tensor of bytes."
 
     def __init__(self, pixels: np.ndarray, targets: np.ndarray):
-        self.pixels, self.targets = torch.from_numpy(pixels), torch.from_numpy(targets)
+        self.pixels, self.targets = torch.from_numpy(pixels), torch.tensor(targets)
 
     def __len__(self):
         return len(self.targets)
@@ -111,7 +111,7 @@ class OnDemand(torch.utils.data.Dataset):
     "Images that are decoded whenever they are asked for."
 
     def __init__(self, values, targets: np.ndarray, prepare: ImagePreprocess, base=None):
-        self.values, self.targets, self.prepare, self.base = values, torch.from_numpy(targets), prepare, base
+        self.values, self.targets, self.prepare, self.base = values, torch.tensor(targets), prepare, base
 
     def __len__(self):
         return len(self.targets)
