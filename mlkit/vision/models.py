@@ -117,7 +117,7 @@ class Trained:
     "What every trained image model can do."
 
     def data(self, frame: pl.DataFrame | pl.LazyFrame, **options) -> ImageData:
-        "Prepare a labelled frame just as the training data were. Raises `VisionError` for labels that the model does not know."
+        "Prepare a labelled frame just as the training data were. Raises `LabelError` for labels that the model does not know."
         prepare = self.prepare
         ours = {"size": (prepare.height, prepare.width), "channels": prepare.channels, "fit": prepare.fit, "task": self.task, "labels": self.labels}
         return ImageData(frame, **{**ours, **options})
