@@ -938,6 +938,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'mlkit/nlp/networks.py'),
                                     'mlkit.nlp.networks.TextNetwork.forward': ( 'nlp/networks.html#textnetwork.forward',
                                                                                 'mlkit/nlp/networks.py'),
+                                    'mlkit.nlp.networks._only_one': ('nlp/networks.html#_only_one', 'mlkit/nlp/networks.py'),
                                     'mlkit.nlp.networks._quiet': ('nlp/networks.html#_quiet', 'mlkit/nlp/networks.py'),
                                     'mlkit.nlp.networks.add_lora': ('nlp/networks.html#add_lora', 'mlkit/nlp/networks.py'),
                                     'mlkit.nlp.networks.check_fit': ('nlp/networks.html#check_fit', 'mlkit/nlp/networks.py'),
