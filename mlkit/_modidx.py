@@ -960,6 +960,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mlkit.nlp.spans.SpanEvaluation.metrics': ('nlp/spans.html#spanevaluation.metrics', 'mlkit/nlp/spans.py'),
                                  'mlkit.nlp.spans.SpanEvaluation.worst': ('nlp/spans.html#spanevaluation.worst', 'mlkit/nlp/spans.py'),
                                  'mlkit.nlp.spans._joined': ('nlp/spans.html#_joined', 'mlkit/nlp/spans.py'),
+                                 'mlkit.nlp.spans.check_spans': ('nlp/spans.html#check_spans', 'mlkit/nlp/spans.py'),
                                  'mlkit.nlp.spans.evaluate_spans': ('nlp/spans.html#evaluate_spans', 'mlkit/nlp/spans.py'),
                                  'mlkit.nlp.spans.f1': ('nlp/spans.html#f1', 'mlkit/nlp/spans.py'),
                                  'mlkit.nlp.spans.from_words': ('nlp/spans.html#from_words', 'mlkit/nlp/spans.py'),
