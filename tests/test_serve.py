@@ -294,7 +294,7 @@ def test_shadows_and_challengers_get_their_share_and_samples_are_kept(bundles, t
         found = [server.json("/v2/models/linear/infer", tensor([1, 2, 3]))[1]["outputs"][0]["data"] for _ in range(60)]
         assert 10 < found.count([4.0, 5.0]) < 50 and found.count([8.0, 10.0]) == 60 - found.count([4.0, 5.0])
         server.json("/predict", [[1, 2, 3]])
-    kept = pl.read_parquet(tmp_path / "samples/linear/*.parquet", missing_columns="insert", extra_columns="ignore")
+    kept = pl.scan_parquet(tmp_path / "samples/linear/*.parquet", missing_columns="insert", extra_columns="ignore").collect()
     assert len(kept) == 61 and {"request_id", "time", "model", "version", "x", "prediction", "confidence"} <= set(kept.columns)
 
 

@@ -21,13 +21,12 @@ from time import perf_counter
 from typing import Any
 from urllib.parse import unquote
 import numpy as np
-import orjson
 import polars as pl
 from ..core.errors import MLKitError
 from .metrics import Tally, exposition, snapshot
 from .models import Answer, Models, Version, Work
 from .page import page as page_for_people
-from .protocol import LIMITS, NAMES, Limits, ServeError, decompress, read_request, write_binary, write_response
+from .protocol import LIMITS, NAMES, Limits, ServeError, decompress, read_request, write_binary, write_json, write_response
 from .rows import ARROW, column_tensor, read_rows, tensor_columns, write_table
 
 # %% ../../nbs/serve/05_app.ipynb #285e1052
@@ -60,7 +59,7 @@ class Response:
 
 
 def as_json(content, status: int = 200, **more) -> Response:
-    return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), status, **more)
+    return Response(write_json(content), status, **more)
 
 
 def failure(error: ServeError) -> Response:
@@ -368,6 +367,7 @@ def _check_wanted(version: Version, wanted: tuple[str, ...]) -> bool:
 
 @route("POST", "/v2/models/{model_name}/infer", "/v2/models/{model_name}/versions/{model_version}/infer", summary="Inference with tensors", kind="infer", body="infer")
 def handle_infer(app, request, reply, name, version=None):
+    app.models.find(name, version)  # what is not there is said before anything is read
     return app.read(request, lambda: _read_infer(app, request), lambda asked: _infer(app, request, reply, asked, name, version), reply)
 
 
@@ -449,7 +449,7 @@ def _wants(request: Request) -> str:
 
 def table_response(kind: str, target: Version, table: pl.DataFrame) -> Response:
     if kind == "application/json":
-        return Response(orjson.dumps(target.head)[:-1] + b',"predictions":' + write_table(table) + b"}")
+        return Response(write_json(target.head)[:-1] + b',"predictions":' + write_table(table) + b"}")
     headers = ((b"x-model-name", target.name.encode()), (b"x-model-version", target.version.encode()))
     return Response(write_table(table, kind), kind=kind.encode(), headers=headers)
 

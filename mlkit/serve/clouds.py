@@ -11,12 +11,11 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 import numpy as np
-import orjson
 import polars as pl
 from ..bundle.format import MANIFEST
 from ..core.errors import MLKitError
 from .app import ROUTES, Response, Route, handle_infer, handle_rows, live, ready, route, table_response
-from .protocol import LIMITS, Limits, ServeError, read_json
+from .protocol import LIMITS, Limits, ServeError, read_json, write_json
 from .rows import frame_of, write_table
 
 # %% ../../nbs/serve/06_clouds.ipynb #92381f0d
@@ -92,7 +91,7 @@ def vertex(app, request, reply):
 
 
 def _predictions(target, table: pl.DataFrame) -> Response:
-    about = orjson.dumps({"model": target.name, "modelVersionId": target.version})
+    about = write_json({"model": target.name, "modelVersionId": target.version})
     return Response(b'{"predictions":' + write_table(table) + b"," + about[1:])
 
 # %% ../../nbs/serve/06_clouds.ipynb #b5ace3b2

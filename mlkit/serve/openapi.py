@@ -6,9 +6,8 @@
 __all__ = ['SCHEMAS', 'BODIES', 'ANSWERS', 'document', 'openapi']
 
 # %% ../../nbs/serve/05c_openapi.ipynb #089af40c
-import orjson
 from .app import Response, Route, route
-from .protocol import DATATYPES
+from .protocol import DATATYPES, write_json
 from .rows import ARROW
 
 # %% ../../nbs/serve/05c_openapi.ipynb #9ad3281f
@@ -117,4 +116,4 @@ def document(routes: list[Route], guarded: bool = False) -> dict:
 
 @route("GET", "/openapi.json", "/swagger.json", summary="This document", open=True)
 def openapi(app, request, reply):
-    return Response(orjson.dumps(document(app.routes, app.tokens is not None)))
+    return Response(write_json(document(app.routes, app.tokens is not None)))

@@ -11,12 +11,11 @@ import base64
 import binascii
 import io
 import numpy as np
-import orjson
 import polars as pl
 from ..core.errors import MLKitError, suggest
 from ..data.images import encode_png
 from .arrow import read_arrow
-from .protocol import LIMITS, Limits, ServeError, read_json
+from .protocol import LIMITS, Limits, ServeError, read_json, write_json
 
 # %% ../../nbs/serve/03_rows.ipynb #df86b054
 def _image(value) -> bytes:
@@ -225,7 +224,7 @@ def _flat(table: pl.DataFrame) -> pl.DataFrame:
             parts = values.to_numpy().reshape(len(values), -1)
             columns += [pl.Series(f"{values.name}_{i}", parts[:, i]) for i in range(parts.shape[1])]
         elif values.dtype.is_nested():
-            columns.append(pl.Series(values.name, [orjson.dumps(v).decode() for v in values.to_list()]))
+            columns.append(pl.Series(values.name, [write_json(v).decode() for v in values.to_list()]))
         else:
             columns.append(values)
     return pl.DataFrame(columns)
@@ -236,7 +235,7 @@ def column_tensor(values: pl.Series) -> np.ndarray:
     if values.dtype.is_numeric() or values.dtype == pl.Boolean or isinstance(values.dtype, pl.Array) and values.dtype.inner.is_numeric():
         return np.ascontiguousarray(values.to_numpy())
     texts = np.empty(len(values), object)
-    texts[:] = values.to_list() if values.dtype == pl.String else [orjson.dumps(v).decode() for v in values.to_list()]
+    texts[:] = values.to_list() if values.dtype == pl.String else [write_json(v).decode() for v in values.to_list()]
     return texts
 
 

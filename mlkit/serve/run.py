@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from ..core.errors import MLKitError
 from .guard import CHANGED, READY, Guard
@@ -201,8 +202,16 @@ def run_worker(settings: Settings, sock: socket.socket, guard: Guard | None = No
         log.close()
 
 
+def _need_extra():
+    "Raise `MLKitError` if only plain mlkit is installed."
+    missing = [name for name in ("uvicorn", "uvloop", "httptools", "orjson", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        raise MLKitError(f'serving needs {", ".join(missing)}: pip install "mlkit[serve]"')
+
+
 def run(settings: Settings) -> int:
     "Run a server until it is told to stop; returns the exit code. Raises `MLKitError` for what cannot be served."
+    _need_extra()
     if settings.workers == 1:
         return run_worker(settings, listen(settings.host, settings.port))
     from mlkit.serve.telemetry import Log

@@ -24,7 +24,13 @@ def sample_frame(request_id: str, when: datetime, version, work, answer) -> pl.D
     head = pl.DataFrame({"request_id": [request_id], "time": [when], "model": [version.name], "version": [version.version]})
     taken = {*head.columns, *table.columns}
     given = given.rename({c: f"input_{c}" for c in given.columns if c in taken})
-    return pl.concat([head[[0] * len(table)], given, table], how="horizontal")
+    return pl.concat([head[[0] * len(table)], _alike(given), table], how="horizontal")
+
+
+def _alike(given: pl.DataFrame) -> pl.DataFrame:
+    "Rows of numbers in one type, whichever way they came: whole in JSON, or as a tensor."
+    rows = [c.name for c in given if isinstance(c.dtype, (pl.List, pl.Array)) and c.dtype.inner.is_numeric()]
+    return given.with_columns(pl.col(rows).cast(pl.List(pl.Float64)))
 
 # %% ../../nbs/serve/04b_samples.ipynb #af42b89e
 class Sampler:

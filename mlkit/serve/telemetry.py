@@ -13,8 +13,8 @@ import sys
 import threading
 import time
 from datetime import UTC, datetime
-import orjson
 from ..core.errors import MLKitError
+from .protocol import write_json
 
 # %% ../../nbs/serve/04a_telemetry.ipynb #04585e33
 class Log:
@@ -38,7 +38,7 @@ class Log:
             self.dropped += 1
             return
         head = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": level, "event": event, "process": os.getpid()}
-        self.lines.put(orjson.dumps(head | facts, default=str).decode() + "\n")
+        self.lines.put(write_json(head | facts, str).decode() + "\n")
 
     def request(self, request, response, seconds: float):
         "Log an answered request, if it is of the kind that shall be logged."
@@ -51,10 +51,12 @@ class Log:
         )  # fmt: skip
 
     def _write(self):
-        while (line := self.lines.get()) is not None:
-            lines = [line]
-            while not self.lines.empty() and (more := self.lines.get()) is not None:
-                lines.append(more)
+        ended = False
+        while not ended:
+            lines = [self.lines.get()]
+            while not self.lines.empty():
+                lines.append(self.lines.get())
+            ended, lines = None in lines, [line for line in lines if line is not None]
             if self.dropped:
                 lines.append(f'{{"level":"warning","event":"log lines dropped","number":{self.dropped}}}\n')
                 self.dropped = 0

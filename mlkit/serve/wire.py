@@ -9,9 +9,13 @@ __all__ = ['STATUS', 'HttpProtocol']
 import asyncio
 from collections import deque
 from http import HTTPStatus
-import httptools
 from .app import App, Request, Response, failure
 from .protocol import ServeError
+
+try:
+    import httptools
+except ImportError:  # only mlkit[serve] brings it, and `run` asks for that
+    httptools = None
 
 # %% ../../nbs/serve/07_wire.ipynb #f4e7c02b
 STATUS = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus} | {499: b"HTTP/1.1 499 Client Closed Request\r\n"}

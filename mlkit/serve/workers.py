@@ -85,7 +85,7 @@ class Supervisor:
 
     def __init__(self, settings: Settings, listeners: list[socket.socket], log: Callable, folder: str):
         self.settings, self.listeners, self.log, self.folder = settings, listeners, log, folder
-        self.selector, self.workers, self.lingering = selectors.DefaultSelector(), [], []
+        self.selector, self.workers, self.orphans = selectors.DefaultSelector(), [], []
         self.changes: dict[str, bytes] = {}  # what was loaded and unloaded over HTTP, for workers that come later
         self.stopping, self.failures, self.code = False, 0, 0
         self.bell, self.ring = socket.socketpair()
@@ -127,13 +127,13 @@ class Supervisor:
         self.selector.unregister(worker.channel)
         worker.channel.close()
         self.workers.remove(worker)
-        answered, lingering = worker.held.answer_all(encrypted=bool(self.settings.certificate))
-        self.lingering += lingering
+        orphans = worker.held.orphans(encrypted=bool(self.settings.certificate))
+        self.orphans += orphans
         code = worker.process.wait()
         if self.stopping:
             self.code = self.code or int(code != 0)
             return
-        self.log("worker died", "error", worker=worker.process.pid, code=code, answered_503=answered)
+        self.log("worker died", "error", worker=worker.process.pid, code=code, answered_503=sum(o.answered for o in orphans))
         self.failures += monotonic() - worker.started < 10
         if code == REFUSED or self.failures >= 5:
             self.code = 2 if code == REFUSED else 1
@@ -155,7 +155,7 @@ class Supervisor:
         for listener in self.listeners:
             self.start_worker(listener)
         while self.workers:
-            for key, _ in self.selector.select(0.5):
+            for key, _ in self.selector.select(0.02 if self.orphans else 0.5):
                 if key.data is not None:
                     self.hear(key.data)
                 elif {signal.SIGTERM, signal.SIGINT}.intersection(self.bell.recv(1000)) and not self.stopping:
@@ -164,10 +164,11 @@ class Supervisor:
             if self.stopping and now > self.deaf:
                 for listener in self.listeners:
                     listener.close()
-            for due, connection in self.lingering:
-                if due < now:
-                    connection.close()
-            self.lingering = [pair for pair in self.lingering if pair[0] >= now]
+            for orphan in self.orphans:
+                orphan.look()
+                if orphan.due < now:
+                    orphan.connection.close()
+            self.orphans = [o for o in self.orphans if o.due >= now]
         return self.code
 
 
