@@ -628,6 +628,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'mlkit.data.splits.split': ('data/splits.html#split', 'mlkit/data/splits.py'),
                                    'mlkit.data.splits.split_by_time': ('data/splits.html#split_by_time', 'mlkit/data/splits.py')},
             'mlkit.data.tables': { 'mlkit.data.tables.TableError': ('data/tables.html#tableerror', 'mlkit/data/tables.py'),
+                                   'mlkit.data.tables._by_class': ('data/tables.html#_by_class', 'mlkit/data/tables.py'),
+                                   'mlkit.data.tables._read_texts': ('data/tables.html#_read_texts', 'mlkit/data/tables.py'),
                                    'mlkit.data.tables._scan_parts': ('data/tables.html#_scan_parts', 'mlkit/data/tables.py'),
                                    'mlkit.data.tables._visible': ('data/tables.html#_visible', 'mlkit/data/tables.py'),
                                    'mlkit.data.tables.require': ('data/tables.html#require', 'mlkit/data/tables.py'),
