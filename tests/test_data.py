@@ -1,5 +1,6 @@
 "Tables, splits, sources and images keep their promises."
 import io
+import os
 import subprocess
 import sys
 import numpy as np
@@ -143,3 +144,32 @@ def test_broken_images_are_counted_and_named(tmp_path):
 def test_an_unknown_label_column_is_suggested_for():
     with pytest.raises(TableError, match='Did you mean "species"'):
         image_table(pl.DataFrame({"image": [b""], "species": ["cat"]}), label="specis")
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    "A bucket of an emulated S3 on this machine."
+    boto3, server = pytest.importorskip("boto3"), pytest.importorskip("moto.server", reason="an emulator of S3")
+    emulator = server.ThreadedMotoServer(port=0)
+    emulator.start()
+    host, port = emulator.get_host_and_port()
+    url, before = f"http://{host}:{port}", dict(os.environ)
+    os.environ |= {"AWS_ENDPOINT_URL": url, "AWS_ALLOW_HTTP": "true", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
+    client = boto3.client("s3", endpoint_url=url, region_name="us-east-1")
+    client.create_bucket(Bucket="shop")
+    yield client
+    emulator.stop()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def test_tables_in_a_bucket_are_read_like_files(bucket):
+    parts = [pl.DataFrame({"x": [i, i + 1]}) for i in (1, 3)]
+    for i, part in enumerate(parts):
+        part.write_parquet(buffer := io.BytesIO())
+        bucket.put_object(Bucket="shop", Key=f"events/{i}.parquet", Body=buffer.getvalue())
+        bucket.put_object(Bucket="shop", Key=f"lists/{i}.csv", Body=part.write_csv().encode())
+    for source in ("s3://shop/events/*.parquet", "s3://shop/lists/*.csv"):
+        assert scan(source).filter(pl.col("x") > 1).collect()["x"].sort().to_list() == [2, 3, 4]
+    with pytest.raises(TableError, match="no table format"):
+        scan("s3://shop/events")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mlkit.data.images import ImageError, ImagePreprocess, decode, encode_png, gallery, image_bytes, image_table  # noqa: F401
     from mlkit.data.leaks import LeakError, drop_leaks, find_leaks  # noqa: F401
     from mlkit.data.profiles import Column, Profile, ProfileError, Profiler, profile, read_profile  # noqa: F401
-    from mlkit.data.sources import CATALOGUE, Dataset, SourceError, load, locate  # noqa: F401
+    from mlkit.data.sources import CATALOGUE, Dataset, SourceError, download, load, locate  # noqa: F401
     from mlkit.data.sketches import Counts, Numbers, Rows, SketchError  # noqa: F401
     from mlkit.data.splits import SplitError, hold_out, split, split_by_time  # noqa: F401
     from mlkit.data.tables import TableError, require, scan  # noqa: F401
@@ -25,7 +25,7 @@ __getattr__, __dir__ = front_door(__name__, {
     "images": ("ImageError", "ImagePreprocess", "decode", "encode_png", "gallery", "image_bytes", "image_table"),
     "leaks": ("LeakError", "drop_leaks", "find_leaks"),
     "profiles": ("Column", "Profile", "ProfileError", "Profiler", "profile", "read_profile"),
-    "sources": ("CATALOGUE", "Dataset", "SourceError", "load", "locate"),
+    "sources": ("CATALOGUE", "Dataset", "SourceError", "download", "load", "locate"),
     "sketches": ("Counts", "Numbers", "Rows", "SketchError"),
     "splits": ("SplitError", "hold_out", "split", "split_by_time"),
     "tables": ("TableError", "require", "scan"),
