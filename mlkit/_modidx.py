@@ -587,6 +587,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlkit.data.sources._read_pedestrians': ( 'data/sources.html#_read_pedestrians',
                                                                               'mlkit/data/sources.py'),
                                     'mlkit.data.sources._read_sst': ('data/sources.html#_read_sst', 'mlkit/data/sources.py'),
+                                    'mlkit.data.sources._read_tourism': ('data/sources.html#_read_tourism', 'mlkit/data/sources.py'),
                                     'mlkit.data.sources.load': ('data/sources.html#load', 'mlkit/data/sources.py'),
                                     'mlkit.data.sources.locate': ('data/sources.html#locate', 'mlkit/data/sources.py'),
                                     'mlkit.data.sources.read_idx': ('data/sources.html#read_idx', 'mlkit/data/sources.py'),
