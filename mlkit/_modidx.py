@@ -617,6 +617,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlkit.data.sources._read_pedestrians': ( 'data/sources.html#_read_pedestrians',
                                                                               'mlkit/data/sources.py'),
                                     'mlkit.data.sources._read_sst': ('data/sources.html#_read_sst', 'mlkit/data/sources.py'),
+                                    'mlkit.data.sources._read_tourism': ('data/sources.html#_read_tourism', 'mlkit/data/sources.py'),
                                     'mlkit.data.sources._receive': ('data/sources.html#_receive', 'mlkit/data/sources.py'),
                                     'mlkit.data.sources.download': ('data/sources.html#download', 'mlkit/data/sources.py'),
                                     'mlkit.data.sources.fetch_file': ('data/sources.html#fetch_file', 'mlkit/data/sources.py'),
