@@ -40,20 +40,20 @@ def _bounds(fractions: dict[str, float] | None) -> tuple[list[str], np.ndarray]:
     return names, np.append(np.cumsum([fractions[name] for name in names])[:-1], np.inf)
 
 
-def _key(frame: pl.DataFrame | pl.LazyFrame, names: list[str]) -> pl.Expr:
+def _key(schema: pl.Schema, names: list[str]) -> pl.Expr:
     "One column of text or bytes from the columns of a key."
-    binary = len(names) == 1 and frame.collect_schema()[names[0]] == pl.Binary
+    binary = len(names) == 1 and schema[names[0]] == pl.Binary
     return (pl.col(names[0]) if binary else pl.concat_str([pl.col(n).cast(pl.String) for n in names], separator="\x1f")).alias("__key")
 
 
 def _sides_of(keys: pl.DataFrame, fractions, seed: int) -> pl.DataFrame:
-    "Look up the side of each key: columns `__key` and `__side`. Keys of one `__class` are divided evenly."
+    "Add the side of each `__key` as `__side`. Keys of one `__class` are divided evenly."
     sides, bounds = _bounds(fractions)
     keys = keys.with_columns(__at=pl.Series(np.fromiter((fraction_of(key, seed) for key in keys["__key"]), np.float64, len(keys)), dtype=pl.Float64))
     if "__class" in keys.columns:
         keys = keys.with_columns(__at=(pl.col("__at").rank("ordinal").over("__class") - 0.5) / pl.len().over("__class"))
     chosen = np.searchsorted(bounds, keys["__at"].to_numpy(), side="right")
-    return keys.select("__key", __side=pl.Series(np.array(sides, object)[chosen], dtype=pl.String))
+    return keys.with_columns(__side=pl.Series(np.array(sides, object)[chosen], dtype=pl.String))
 
 # %% ../../nbs/data/01_splits.ipynb #70f21a7a
 def split(
@@ -67,13 +67,15 @@ def split(
     "Add a column that says on which side each row is. Raises `SplitError` for missing keys and fractions that do not add up to 1."
     names = [key] if isinstance(key, str) else list(key)
     require(frame, *names, *([stratify] if stratify else []))
-    keyed = frame.lazy().with_columns(_key(frame, names))
-    grouped = keyed.group_by("__key").agg(pl.col(stratify).mode().sort().first().alias("__class") if stratify else pl.len(), pl.len().alias("__rows"))
-    keys = grouped.collect(engine="streaming")
+    schema = frame.collect_schema()
+    direct = all(schema[n].is_integer() or schema[n] in (pl.String, pl.Binary) for n in names)  # such columns are grouped and joined as they are, which spares a text for every row
+    keyed, on = (frame.lazy(), names) if direct else (frame.lazy().with_columns(_key(schema, names)), ["__key"])
+    grouped = keyed.group_by(on).agg(pl.len().alias("__rows"), *([pl.col(stratify).mode().sort().first().alias("__class")] if stratify else []))
+    keys = grouped.collect(engine="streaming").with_columns(*([_key(schema, names)] if direct else []))
     if missing := keys.filter(pl.col("__key").is_null())["__rows"].sum():
         raise SplitError(f'the key "{", ".join(names)}" is missing in {missing} rows: drop or fill them, or choose another key.')
-    joined = keyed.join(_sides_of(keys, fractions, seed).lazy(), on="__key", how="left", maintain_order="left")
-    found = joined.drop("__key", *([column] if column in frame.collect_schema() else [])).rename({"__side": column})
+    sides = _sides_of(keys, fractions, seed).select(*on, pl.col("__side").alias(column))
+    found = keyed.drop(column, strict=False).join(sides.lazy(), on=on, how="left", maintain_order="left").drop("__key", strict=False)
     return found if isinstance(frame, pl.LazyFrame) else found.collect()
 
 # %% ../../nbs/data/01_splits.ipynb #431a5c47
