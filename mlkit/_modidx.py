@@ -631,6 +631,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'mlkit.data.splits._sides_of': ('data/splits.html#_sides_of', 'mlkit/data/splits.py'),
                                    'mlkit.data.splits._starts': ('data/splits.html#_starts', 'mlkit/data/splits.py'),
                                    'mlkit.data.splits.fraction_of': ('data/splits.html#fraction_of', 'mlkit/data/splits.py'),
+                                   'mlkit.data.splits.fractions_of': ('data/splits.html#fractions_of', 'mlkit/data/splits.py'),
                                    'mlkit.data.splits.hold_out': ('data/splits.html#hold_out', 'mlkit/data/splits.py'),
                                    'mlkit.data.splits.split': ('data/splits.html#split', 'mlkit/data/splits.py'),
                                    'mlkit.data.splits.split_by_time': ('data/splits.html#split_by_time', 'mlkit/data/splits.py')},

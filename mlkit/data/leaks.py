@@ -106,7 +106,7 @@ def _pairs(signs: Signs, sides: np.ndarray, largest: int) -> dict[int, tuple[flo
     return best
 
 # %% ../../nbs/data/07_leaks.ipynb #7fbecbbe
-ALIKE = {"text": 0.8, "image": 0.98, "row": 1.0}  # from where on two are nearly the same
+ALIKE = {"text": 0.8, "image": 0.99, "row": 1.0}  # from where on two are nearly the same
 
 
 def _signs(frame: pl.DataFrame, names: list[str], base) -> tuple[str, Signs]:
@@ -123,7 +123,7 @@ def find_leaks(
     frame: pl.DataFrame,
     columns: str | list[str],  # texts, pictures, or several columns
     split: str = "split",
-    alike: float | None = None,  # from where on two are nearly the same; by default 0.8 for texts, 0.98 for pictures
+    alike: float | None = None,  # from where on two are nearly the same; by default 0.8 for texts, 0.99 for pictures
     base=None,  # the folder that paths of pictures start from; without it, text is text
 ) -> pl.DataFrame:  # row, side, other (a row), other_side, alike
     "Find rows that are nearly the same as a row on another side, most alike first. Raises `LeakError` if there is only one side."
