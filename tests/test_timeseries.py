@@ -15,6 +15,7 @@ from mlkit.bundle import Bundle, BundleError
 from mlkit.data.series import Grid, Panel, SeriesError, SeriesPreprocess, make_panel, open_panel, write_panel
 from mlkit.timeseries import Baseline, Forecaster, SeriesData, backtest, ensemble, evaluate_forecasts, forecaster, request_rows, solve
 from mlkit.timeseries.data import permuted
+from mlkit.timeseries.hierarchy import METHODS, Hierarchy, make_hierarchy, projection, reconcile
 from mlkit.timeseries.networks import FAMILIES, fill
 from mlkit.train import fit, use_threads, weights_digest
 
@@ -199,6 +200,36 @@ def test_backtests_and_ensembles_refuse_what_cannot_be():
         ensemble([])
     with pytest.raises(SeriesError, match="same horizon"):
         ensemble([model, solve(data(horizon=6))])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 6), st.integers(0, 5), st.sampled_from(METHODS), st.integers(0, 2**32 - 1))
+def test_reconciled_forecasts_add_up_and_are_the_nearest_that_do(bottom, upper, method, seed):
+    random = np.random.default_rng(seed)
+    sums = np.vstack([np.ones((1, bottom)), random.integers(0, 2, (upper, bottom)), np.eye(bottom)]).astype(float)
+    nodes = tuple(str(i) for i in range(len(sums)))
+    sums[:, 0] = np.maximum(sums[:, 0], sums.sum(1) == 0)
+    tree, errors, made = Hierarchy(nodes, sums, nodes), random.normal(size=(40, len(sums))), random.normal(size=len(sums))
+    found = projection(tree, method, errors) @ made
+    assert np.allclose(found, sums @ found[-bottom:])
+    assert np.allclose(projection(tree, method, errors) @ found, found)
+    if method == "variance":
+        spread = np.sqrt((errors**2).mean(0))
+        nearest = np.linalg.lstsq(sums / spread[:, None], made / spread, rcond=None)[0]
+        assert np.allclose(found, sums @ nearest)
+
+
+def test_tables_that_do_not_add_up_are_refused():
+    frame = hourly(100)
+    with pytest.raises(SeriesError, match="share their time"):
+        make_hierarchy(pl.concat([frame, frame]), [[], ["id"]])
+    with pytest.raises(SeriesError, match='6 of 200 rows have no "id"'):
+        make_hierarchy(frame.with_columns(id=pl.when(pl.int_range(pl.len()) > 5).then("id")), [[], ["id"]])
+    table, tree = make_hierarchy(frame, [[], ["id"]])
+    made = table.filter(pl.col("time") < datetime(2026, 1, 2)).select("series", "time", forecast="value")
+    assert np.allclose(reconcile(made, tree)["forecast"], made["forecast"])
+    with pytest.raises(SeriesError, match='"total" has no forecast for 2026-01-01'):
+        reconcile(made.filter((pl.col("series") != "total") | (pl.col("time") > datetime(2026, 1, 1))), tree)
 
 
 BAD = {
