@@ -152,12 +152,20 @@ def to_onnx(network: torch.nn.Module, batch: dict[str, torch.Tensor], axes: dict
         warnings.simplefilter("ignore")
         options = {"input_names": list(batch), "output_names": ["answer"], "dynamo": True, "verbose": False}
         program = torch.onnx.export(network.eval(), (), kwargs=batch, dynamic_shapes=shapes, **options)
+    _only_one(program.model.graph, output)
     proto = program.model_proto
     _call(proto.graph, {"answer": output, output: f"{output}_inside"})  # the exporter may have called something "embedding" before
     for part in (proto, proto.graph, *proto.functions, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
     return proto.SerializeToString(deterministic=True)
+
+
+def _only_one(graph, name: str):
+    "Rename the values inside a graph that are called as its output is; torch names them after operators, `embedding` among them."
+    for value in (value for node in graph for value in node.outputs):
+        if value.name == name and value not in graph.outputs:
+            value.name = f"{name}_inside"
 
 
 def plain(network: torch.nn.Module) -> torch.nn.Module:
