@@ -65,8 +65,8 @@ def as_json(content, status: int = 200, **more) -> Response:
 def failure(error: ServeError) -> Response:
     "An error in the form that the protocol asks for."
     wait = ((b"retry-after", str(error.retry_after).encode()),) if error.retry_after else ()
-    wait += ((b"www-authenticate", b"Bearer"),) if error.status == 401 else ()
-    return as_json({"error": str(error)}, error.status, headers=wait)
+    asked = ((b"www-authenticate", b"Bearer"),) if error.status == 401 else ((b"allow", error.allow.encode()),) if error.allow else ()
+    return as_json({"error": str(error)}, error.status, headers=wait + asked)
 
 # %% ../../nbs/serve/05_app.ipynb #a6914033
 @dataclass(frozen=True)
@@ -287,7 +287,8 @@ _methods = {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"}
 
 
 def _refuse(methods: dict):
-    raise ServeError(f"this path answers {', '.join(sorted(methods))} only.", 405)
+    allowed = ", ".join(sorted(methods.keys() | ({"HEAD"} if "GET" in methods else set())))
+    raise ServeError(f"this path answers {allowed} only.", 405, allow=allowed)
 
 # %% ../../nbs/serve/05_app.ipynb #20ffad7e
 @route("GET", "/v2/health/live", "/livez", "/healthz", summary="Is the process alive?", open=True)

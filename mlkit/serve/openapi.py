@@ -6,6 +6,7 @@
 __all__ = ['SCHEMAS', 'BODIES', 'ANSWERS', 'document', 'openapi']
 
 # %% ../../nbs/serve/05c_openapi.ipynb #089af40c
+from collections.abc import Iterable
 from .app import Response, Route, route
 from .protocol import DATATYPES, write_json
 from .rows import ARROW
@@ -66,7 +67,7 @@ ANSWERS = {
 # %% ../../nbs/serve/05c_openapi.ipynb #966f41fb
 _words = {
     400: "the request is malformed", 401: "a token is needed", 403: "not allowed", 404: "no such model", 406: "no such form of the answer", 408: "the request came too slowly", 413: "too large", 415: "a content type that is not taken",
-    422: "the values cannot be used", 429: "the queue is full; Retry-After says when to come again", 431: "too many headers", 503: "not ready", 504: "the deadline passed",
+    429: "the queue is full; Retry-After says when to come again", 431: "too many headers", 503: "not ready", 504: "the deadline passed",
 }  # fmt: skip
 
 
@@ -88,10 +89,10 @@ def _statuses(r: Route, guarded: bool) -> list[int]:
     return sorted(found | ({403} if r.manage else set()))
 
 
-def _operation(r: Route, guarded: bool) -> dict:
+def _operation(r: Route, guarded: bool, known: dict[str, list[str]]) -> dict:
     "One operation."
     parts = [p[1:-1] for p in r.path.split("/") if p.startswith("{")]
-    parameters = [{"name": p, "in": "path", "required": True, "schema": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"}} for p in parts]
+    parameters = [{"name": p, "in": "path", "required": True, "schema": _named({} if r.manage else known, p)} for p in parts]
     if r.body in ("infer", "rows"):
         parameters.append({"name": "X-Request-Timeout", "in": "header", "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": 86399}, "description": "seconds"})
     if r.body == "infer":
@@ -105,15 +106,25 @@ def _operation(r: Route, guarded: bool) -> dict:
     return operation | ({"security": [{"token": []}]} if guarded and not r.open else {})
 
 
-def document(routes: list[Route], guarded: bool = False) -> dict:
+def _named(known: dict[str, list[str]], part: str) -> dict:
+    "The names that are good for a part of a path: what there is, or what there could be."
+    return {"type": "string", "enum": known[part]} if known.get(part) else {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"}
+
+
+def document(
+    routes: list[Route],
+    guarded: bool = False,  # are tokens asked for?
+    models: dict[str, Iterable[str]] | None = None,  # versions by the name of the model
+) -> dict:
     "The OpenAPI document of a table of routes."
-    paths: dict = {}
+    paths, models = {}, models or {}
+    known = {"model_name": list(models), "model_version": sorted({v for versions in models.values() for v in versions})}
     for r in routes:
-        paths.setdefault(r.path, {})[r.method.lower()] = _operation(r, guarded)
+        paths.setdefault(r.path, {})[r.method.lower()] = _operation(r, guarded, known)
     security = {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}} if guarded else {}
     return {"openapi": "3.1.0", "info": {"title": "mlkit serve", "version": "1"}, "paths": paths, "components": {"schemas": SCHEMAS, **security}}
 
 
 @route("GET", "/openapi.json", "/swagger.json", summary="This document", open=True)
 def openapi(app, request, reply):
-    return Response(write_json(document(app.routes, app.tokens is not None)))
+    return Response(write_json(document(app.routes, app.tokens is not None, app.models.names)))

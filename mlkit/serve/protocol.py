@@ -20,9 +20,9 @@ from ..core.errors import MLKitError
 class ServeError(MLKitError):
     "A request that gets no answer but this text."
 
-    def __init__(self, text: str, status: int = 400, retry_after: int | None = None):
+    def __init__(self, text: str, status: int = 400, retry_after: int | None = None, allow: str | None = None):
         super().__init__(text)
-        self.status, self.retry_after = status, retry_after
+        self.status, self.retry_after, self.allow = status, retry_after, allow
 
 # %% ../../nbs/serve/00_protocol.ipynb #2e42f77a
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def _entries(content: dict, key: str, limits: Limits) -> list[dict]:
 def _tensor(entry: dict, raw: memoryview | None, at: int, limits: Limits) -> tuple[np.ndarray, int]:
     "Read one input, from its JSON or from the bytes at `at`; returns it and where the next bytes begin."
     name, datatype, shape = entry["name"], entry.get("datatype"), entry.get("shape")
-    if datatype not in DATATYPES:
+    if type(datatype) is not str or datatype not in DATATYPES:
         raise ServeError(f'the datatype of "{name}" must be one of {", ".join(DATATYPES)}, not {_brief(datatype)}.')
     count = _check_shape(name, shape, limits)
     if (size := entry.get("parameters", {}).get("binary_data_size")) is not None:

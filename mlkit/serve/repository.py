@@ -32,22 +32,19 @@ def source_of(name: str, parameters: dict, known: dict[str, str], folder: Path |
     return known[name]
 
 # %% ../../nbs/serve/05b_repository.ipynb #b9fb9715
-def _parameters(app, request: Request) -> dict:
-    "The parameters in the body of a repository request; an empty body has none."
+def _content(app, request: Request) -> dict:
+    "The body of a repository request; an empty one asks for nothing special."
     content = read_json(app.body(request), app.limits) if request.body else {}
-    parameters = content.get("parameters", {}) if isinstance(content, dict) else None
-    if not isinstance(parameters, dict):
-        raise ServeError("the body is an object, and may hold an object of parameters.")
-    return parameters
+    if not isinstance(content, dict) or not isinstance(content.get("parameters", {}), dict) or not isinstance(content.get("ready", False), bool):
+        raise ServeError("the body is an object, and may hold an object of parameters, and ready (true or false).")
+    return content
 
 
 @route("POST", "/v2/repository/index", summary="The models that there are", kind="index", body="repository")
 def index(app, request, reply):
-    only_ready = read_json(app.body(request), app.limits) if request.body else {}
-    if not isinstance(only_ready, dict):
-        raise ServeError("the body is an object.")
+    only_ready = _content(app, request).get("ready", False)
     loaded = [{"name": n, "version": v.version, "state": "READY", "reason": ""} for n, versions in app.models.names.items() for v in versions.values()]
-    others = set() if only_ready.get("ready") is True else {*app.models.sources, *_in_folder(app.repository)} - app.models.names.keys()
+    others = set() if only_ready else {*app.models.sources, *_in_folder(app.repository)} - app.models.names.keys()
     return as_json(loaded + [{"name": n, "version": "", "state": "UNAVAILABLE", "reason": "unloaded"} for n in sorted(others)])
 
 
@@ -58,7 +55,7 @@ def _in_folder(folder: Path | None) -> list[str]:
 @route("POST", "/v2/repository/models/{model_name}/load", summary="Load a model, or load it again", manage=True, body="repository")
 def load(app, request, reply, name):
     _insist_managed(app)
-    source = source_of(name, _parameters(app, request), app.models.sources, app.repository)
+    source = source_of(name, _content(app, request).get("parameters", {}), app.models.sources, app.repository)
     app.background(_load(app, request, reply, name, source))
 
 
@@ -75,7 +72,7 @@ async def _load(app, request: Request, reply, name: str, source: str):
 @route("POST", "/v2/repository/models/{model_name}/unload", summary="Unload a model", manage=True, body="repository")
 def unload(app, request, reply, name):
     _insist_managed(app)
-    _parameters(app, request)
+    _content(app, request)
     app.models.unload(check_name(name))
     app.told("unload", name=name)
     return as_json({"name": name})

@@ -8,7 +8,6 @@ __all__ = ['ARROW', 'column', 'finite', 'frame_of', 'read_csv', 'read_rows', 'ac
 
 # %% ../../nbs/serve/03_rows.ipynb #81d67dd9
 import base64
-import binascii
 import io
 import numpy as np
 import polars as pl
@@ -25,7 +24,7 @@ def _image(value) -> bytes:
     if isinstance(value, str):
         try:
             return base64.b64decode(value, validate=True)
-        except binascii.Error:
+        except ValueError:
             raise ServeError("an image in JSON or CSV is the base64 of its file; paths and URLs are not opened.") from None
     if isinstance(value, list):
         return _pixels(value)
