@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+from datetime import UTC, datetime
 
 import numpy as np
 import polars as pl
@@ -111,3 +112,20 @@ def test_a_challenger_that_is_no_better_stays_one(workplace, tmp_path):
     refused = mlkit(*words, "--gate", "gate.parquet", check=1)
     state = Registry().state("digits")
     assert (state.top("champion"), state.top("challenger")) == (1, 2) and "accuracy" in refused.stdout
+
+
+def test_samples_that_cannot_be_compared_say_why(workplace, tmp_path):
+    head = {"request_id": ["a", "b"], "time": [datetime(2026, 1, 1, tzinfo=UTC)] * 2, "model": ["digits"] * 2, "version": ["1"] * 2, "prediction": ["1", "2"], "confidence": [0.9, 0.8], "probabilities": pl.Series([np.full(10, 0.1)] * 2, dtype=pl.Array(pl.Float32, 10))}
+    for name, columns in (("texts", {"text": ["x", "y"]}), ("digits", {"image": [encode_png(p) for p in workplace["image"][:2].to_numpy()]})):
+        (tmp_path / "samples" / name).mkdir(parents=True)
+        pl.DataFrame(head | columns).write_parquet(tmp_path / "samples" / name / "one.parquet")
+    pl.DataFrame({"request_id": ["z"], "label": ["1"]}).write_csv("labels.csv")
+    wrong = {
+        ("samples/texts",): "cannot be compared", ("samples/digits", "--labels", "labels.csv"): "no label belongs", ("samples/digits", "--labels", "labels.csv", "--key", "id"): '"id"',
+        ("samples/digits", "--labels", "gone.csv"): "gone.csv", ("samples/digits", "--since", "yesterday"): "--since takes a span", ("samples/digits", "--data-age", "old"): "--data-age takes a span",
+    }  # fmt: skip
+    for words, said in wrong.items():
+        assert said in mlkit("monitor", "registry:digits@champion", *words, check=2).stderr
+    few = mlkit("monitor", "registry:digits@champion", "samples/digits", "--since", "1d", "--policy", "fail")
+    assert "0 now" in few.stdout
+    assert "bad" in mlkit("monitor", "registry:digits@champion", "samples/digits", "--data-age", "1h", "--policy", "fail", check=1).stdout

@@ -17,7 +17,7 @@ from .statistics import MonitorError
 REFERENCE = "quality.json"  # its name in a bundle
 
 # %% ../../nbs/monitor/03a_reference.ipynb #eed50e26
-_errors = ("mae", "rmse", "log_loss", "width")  # the less the better
+_errors = ("mae", "rmse", "log_loss")  # the less the better
 _scores = ("accuracy", "macro_f1", "coverage")  # the more the better
 _qualities = {
     "metric": pl.String, "before": pl.Float64, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64, "rows": pl.Int64, "estimated": pl.Boolean, "state": pl.String,
