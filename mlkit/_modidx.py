@@ -429,6 +429,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'mlkit.data.labels.target_values': ('data/labels.html#target_values', 'mlkit/data/labels.py')},
             'mlkit.data.leaks': { 'mlkit.data.leaks.LeakError': ('data/leaks.html#leakerror', 'mlkit/data/leaks.py'),
                                   'mlkit.data.leaks.Signs': ('data/leaks.html#signs', 'mlkit/data/leaks.py'),
+                                  'mlkit.data.leaks._are_pictures': ('data/leaks.html#_are_pictures', 'mlkit/data/leaks.py'),
                                   'mlkit.data.leaks._compare': ('data/leaks.html#_compare', 'mlkit/data/leaks.py'),
                                   'mlkit.data.leaks._direction': ('data/leaks.html#_direction', 'mlkit/data/leaks.py'),
                                   'mlkit.data.leaks._named': ('data/leaks.html#_named', 'mlkit/data/leaks.py'),

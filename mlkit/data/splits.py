@@ -95,19 +95,20 @@ def _starts(times: pl.Series, fractions) -> dict:
 
 
 def split_by_time(
-    frame: pl.DataFrame,
+    frame: pl.DataFrame | pl.LazyFrame,
     time: str,  # a column of dates, times or numbers that grow with time
     fractions: dict[str, float] | None = None,  # name of each side, oldest first, and its share of the rows
     starts: dict | None = None,  # instead of fractions: the moment at which each side begins, "train" before the first
     gap: timedelta | float | None = None,  # how much to leave out before each cut
     column: str = "split",
-) -> pl.DataFrame:
+) -> pl.DataFrame | pl.LazyFrame:
     "Add a column that says on which side of which moment each row is. Raises `SplitError` for missing or equal times."
     require(frame, time)
-    if missing := frame[time].null_count():
-        raise SplitError(f'the time "{time}" is missing in {missing} of {len(frame)} rows: drop or fill them.')
+    times = frame.lazy().select(time).collect(engine="streaming")[time]
+    if missing := times.null_count():
+        raise SplitError(f'the time "{time}" is missing in {missing} of {len(times)} rows: drop or fill them.')
     first = "train" if starts else next(iter(_bounds(fractions)[0]))
-    starts = starts or (_starts(frame[time], fractions) if len(frame) else {})
+    starts = starts or (_starts(times, fractions) if len(times) else {})
     if list(starts.values()) != sorted(set(starts.values())):
         raise SplitError(f"each side must begin later than the one before, and these do not: {', '.join(f'{k} at {v}' for k, v in starts.items())}.")
     side = pl.lit(first)
