@@ -69,9 +69,16 @@ def _sift(frame: pl.DataFrame, contract, cast: bool) -> tuple[pl.DataFrame, pl.D
     return good, details.select(ROW, pl.concat_list(broken).list.drop_nulls().alias(RULES))
 
 
+def _keys(column: str, known, kind: pl.DataType) -> pl.Series:
+    try:
+        return pl.Series(known).cast(kind)
+    except pl.exceptions.PolarsError:
+        raise ContractError(f'"{column}" holds {kind}, and the keys that it points to are {pl.Series(known).dtype}.') from None
+
+
 def _look_up(good: pl.DataFrame, refers: dict) -> pl.DataFrame:
     "Find rows whose keys point to nothing."
-    missing = [pl.when(~pl.col(c).is_in(pl.Series(known).implode())).then(pl.lit(f"{c}: points to nothing")) for c, known in refers.items()]
+    missing = [pl.when(~pl.col(c).is_in(_keys(c, known, good.schema[c]).implode())).then(pl.lit(f"{c}: points to nothing")) for c, known in refers.items()]
     found = good.select(ROW, (pl.concat_list(missing).list.drop_nulls() if missing else pl.lit([], pl.List(pl.String))).alias(RULES))
     return found.filter(pl.col(RULES).list.len() > 0)
 
@@ -85,6 +92,8 @@ def check(
     cast: bool = True,  # turn columns into the contract's types; what cannot be turned is bad
 ) -> Checked:
     "Check each row of a table against a contract. Raises `ContractError` if a column is missing or, if `strict`, for bad rows."
+    if not hasattr(contract, "column_names"):
+        raise ContractError(f"a contract is a class of dataframely.Schema, not {contract!r}.")
     require(frame, *contract.column_names(), *(refers or {}), where=f"the table for {contract.__name__}")
     frame = frame.lazy().drop(ROW, RULES, strict=False).collect()  # they are there if mended rows come back
     typed, broken = _sift(frame, contract, cast)

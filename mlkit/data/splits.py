@@ -48,8 +48,16 @@ def _bounds(fractions: dict[str, float] | None) -> tuple[list[str], np.ndarray]:
     return names, np.append(np.cumsum([fractions[name] for name in names])[:-1], np.inf)
 
 
+def _contents(arrays: pl.Series) -> pl.Series:
+    return pl.Series([array.tobytes() for array in arrays.to_numpy()], dtype=pl.Binary)
+
+
 def _key(schema: pl.Schema, names: list[str]) -> pl.Expr:
     "One column of text or bytes from the columns of a key."
+    if isinstance(schema[names[0]], pl.Array) and len(names) == 1:
+        return pl.col(names[0]).map_batches(_contents, return_dtype=pl.Binary, is_elementwise=True).alias("__key")
+    if nested := [n for n in names if schema[n].is_nested()]:
+        raise SplitError(f'"{nested[0]}" holds {schema[nested[0]]}, which is no key: use columns of text, numbers, times or bytes, or one of arrays.')
     binary = len(names) == 1 and schema[names[0]] == pl.Binary
     return (pl.col(names[0]) if binary else pl.concat_str([pl.col(n).cast(pl.String) for n in names], separator="\x1f")).alias("__key")
 
@@ -113,6 +121,10 @@ def split_by_time(
         raise SplitError(f"each side must begin later than the one before, and these do not: {', '.join(f'{k} at {v}' for k, v in starts.items())}.")
     side = pl.lit(first)
     for name, start in starts.items():
+        try:
+            times.head(1).to_frame().select(pl.col(time) >= (start - gap if gap else start))
+        except (TypeError, pl.exceptions.PolarsError):
+            raise SplitError(f'{start!r}{f" less {gap!r}" if gap else ""} is no moment of "{time}", which holds {times.dtype}.') from None
         at = pl.col(time)
         side = pl.when(at >= start).then(pl.lit(name)).when(at >= start - gap if gap else False).then(None).otherwise(side)
     return frame.with_columns(side.cast(pl.String).alias(column))
