@@ -69,7 +69,7 @@ def _sides_of(keys: pl.DataFrame, fractions, seed: int) -> pl.DataFrame:
     if "__class" in keys.columns:
         keys = keys.with_columns(__at=(pl.col("__at").rank("ordinal").over("__class") - 0.5) / pl.len().over("__class"))
     chosen = np.searchsorted(bounds, keys["__at"].to_numpy(), side="right")
-    return keys.with_columns(__side=pl.Series(np.array(sides, object)[chosen], dtype=pl.String))
+    return keys.with_columns(__side=pl.Series(sides, dtype=pl.String).gather(chosen))
 
 # %% ../../nbs/data/01_splits.ipynb #70f21a7a
 def split(
