@@ -101,9 +101,10 @@ def _pairs(signs: Signs, sides: np.ndarray, largest: int) -> dict[int, tuple[flo
     best: dict[int, tuple[float, int]] = {}
     for names in signs.buckets.T:
         order = np.argsort(names, kind="stable")
-        for bucket in np.split(order, np.flatnonzero(np.diff(names[order])) + 1):
-            if len(bucket) > 1:
-                _compare(bucket, sides, largest, signs, best)
+        starts = np.append(0, np.flatnonzero(np.diff(names[order])) + 1)
+        mixed = np.minimum.reduceat(sides[order], starts) < np.maximum.reduceat(sides[order], starts)
+        for start, end in zip(starts[mixed], np.append(starts[1:], len(order))[mixed]):
+            _compare(order[start:end], sides, largest, signs, best)
     return best
 
 # %% ../../nbs/data/07_leaks.ipynb #7fbecbbe
