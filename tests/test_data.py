@@ -179,7 +179,7 @@ def test_no_row_of_the_past_comes_after_one_of_the_future(times):
     assert all(before[1] + 2 < after[0] for before, after in zip(order, order[1:])), spans
 
 
-def test_a_photo_in_another_size_and_format_leaks():
+def test_a_photo_in_another_size_and_format_leaks(tmp_path):
     rng = np.random.default_rng(0)
     photos = [Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize((160, 120), Image.Resampling.BICUBIC) for _ in range(60)]
     files = []
@@ -190,6 +190,10 @@ def test_a_photo_in_another_size_and_format_leaks():
     table = pl.DataFrame({"image": [*files, buffer.getvalue(), b"torn"], "split": ["train"] * 50 + ["test"] * 12})
     leaks = find_leaks(table, "image")
     assert leaks.select("row", "other").rows() == [(60, 7)]
+    for row, content in enumerate(table["image"]):
+        (tmp_path / f"{row}.jpg").write_bytes(content)
+    paths = table.select("split", path=pl.Series([str(tmp_path / f"{row}.jpg") for row in range(62)]))
+    assert find_leaks(paths, "path").equals(leaks), "paths of pictures are no texts"
     assert len(drop_leaks(table, leaks)) == 61
 
 
@@ -214,7 +218,7 @@ def test_no_row_is_lost_between_good_and_bad(rows):
     frame = pl.DataFrame(rows, schema={"name": pl.String, "age": pl.Int64}, orient="row").with_row_index("number")
     checked = check(frame, Person, refers={"name": ["ada", "bob"]})
     assert sorted(checked.good["number"].to_list() + checked.bad["number"].to_list()) == list(range(len(rows)))
-    assert checked.bad["row"].to_list() == checked.bad["number"].to_list() and all(len(r) for r in checked.bad["reasons"])
+    assert checked.bad["broken_row"].to_list() == checked.bad["number"].to_list() and all(len(r) for r in checked.bad["broken_rules"])
     names = [name for name, _ in rows]
     for name, age in checked.good.select("name", "age").iter_rows():
         assert name in ("ada", "bob") and names.count(name) == 1 and (age is None or 0 <= age <= 120)

@@ -9,11 +9,12 @@ __all__ = ['BANDS', 'WIDTH', 'MOST', 'ALIKE', 'LeakError', 'Signs', 'text_signs'
 # %% ../../nbs/data/07_leaks.ipynb #9b84e368
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 import numpy as np
 import polars as pl
 from ..core.errors import MLKitError
 from .images import ImageError, as_images, decode, resize
-from .tables import require
+from .tables import IMAGE_SUFFIXES, require
 
 BANDS, WIDTH = 16, 4  # buckets that a row is in, and numbers that a bucket's name is made of
 
@@ -100,9 +101,10 @@ def _pairs(signs: Signs, sides: np.ndarray, largest: int) -> dict[int, tuple[flo
     best: dict[int, tuple[float, int]] = {}
     for names in signs.buckets.T:
         order = np.argsort(names, kind="stable")
-        for bucket in np.split(order, np.flatnonzero(np.diff(names[order])) + 1):
-            if len(bucket) > 1:
-                _compare(bucket, sides, largest, signs, best)
+        starts = np.append(0, np.flatnonzero(np.diff(names[order])) + 1)
+        mixed = np.minimum.reduceat(sides[order], starts) < np.maximum.reduceat(sides[order], starts)
+        for start, end in zip(starts[mixed], np.append(starts[1:], len(order))[mixed]):
+            _compare(order[start:end], sides, largest, signs, best)
     return best
 
 # %% ../../nbs/data/07_leaks.ipynb #7fbecbbe
@@ -112,11 +114,17 @@ ALIKE = {"text": 0.8, "image": 0.99, "row": 1.0}  # from where on two are nearly
 def _signs(frame: pl.DataFrame, names: list[str], base) -> tuple[str, Signs]:
     "Choose how to compare: texts, pictures, or rows."
     kind = frame.schema[names[0]]
-    if len(names) == 1 and kind == pl.String and base is None:
+    if len(names) == 1 and kind == pl.String and base is None and not _are_pictures(frame[names[0]]):
         return "text", text_signs(frame[names[0]])
     if len(names) == 1 and (kind in (pl.String, pl.Binary) or isinstance(kind, pl.Array) and len(kind.shape) > 1):
         return "image", image_signs(frame[names[0]], base)
     return "row", row_signs(frame.select(names))
+
+
+def _are_pictures(paths: pl.Series) -> bool:
+    "Tell paths of images from texts by their endings."
+    some = paths.drop_nulls().head(50)
+    return len(some) > 0 and all(Path(text).suffix.lower() in IMAGE_SUFFIXES for text in some)
 
 
 def find_leaks(
@@ -124,7 +132,7 @@ def find_leaks(
     columns: str | list[str],  # texts, pictures, or several columns
     split: str = "split",
     alike: float | None = None,  # from where on two are nearly the same; by default 0.8 for texts, 0.99 for pictures
-    base=None,  # the folder that paths of pictures start from; without it, text is text
+    base=None,  # the folder that relative paths of pictures start from
 ) -> pl.DataFrame:  # row, side, other (a row), other_side, alike
     "Find rows that are nearly the same as a row on another side, most alike first. Raises `LeakError` if there is only one side."
     names = [columns] if isinstance(columns, str) else list(columns)

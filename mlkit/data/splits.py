@@ -48,8 +48,16 @@ def _bounds(fractions: dict[str, float] | None) -> tuple[list[str], np.ndarray]:
     return names, np.append(np.cumsum([fractions[name] for name in names])[:-1], np.inf)
 
 
+def _contents(arrays: pl.Series) -> pl.Series:
+    return pl.Series([array.tobytes() for array in arrays.to_numpy()], dtype=pl.Binary)
+
+
 def _key(schema: pl.Schema, names: list[str]) -> pl.Expr:
     "One column of text or bytes from the columns of a key."
+    if isinstance(schema[names[0]], pl.Array) and len(names) == 1:
+        return pl.col(names[0]).map_batches(_contents, return_dtype=pl.Binary, is_elementwise=True).alias("__key")
+    if nested := [n for n in names if schema[n].is_nested()]:
+        raise SplitError(f'"{nested[0]}" holds {schema[nested[0]]}, which is no key: use columns of text, numbers, times or bytes, or one of arrays.')
     binary = len(names) == 1 and schema[names[0]] == pl.Binary
     return (pl.col(names[0]) if binary else pl.concat_str([pl.col(n).cast(pl.String) for n in names], separator="\x1f")).alias("__key")
 
@@ -61,7 +69,7 @@ def _sides_of(keys: pl.DataFrame, fractions, seed: int) -> pl.DataFrame:
     if "__class" in keys.columns:
         keys = keys.with_columns(__at=(pl.col("__at").rank("ordinal").over("__class") - 0.5) / pl.len().over("__class"))
     chosen = np.searchsorted(bounds, keys["__at"].to_numpy(), side="right")
-    return keys.with_columns(__side=pl.Series(np.array(sides, object)[chosen], dtype=pl.String))
+    return keys.with_columns(__side=pl.Series(sides, dtype=pl.String).gather(chosen))
 
 # %% ../../nbs/data/01_splits.ipynb #70f21a7a
 def split(
@@ -95,23 +103,28 @@ def _starts(times: pl.Series, fractions) -> dict:
 
 
 def split_by_time(
-    frame: pl.DataFrame,
+    frame: pl.DataFrame | pl.LazyFrame,
     time: str,  # a column of dates, times or numbers that grow with time
     fractions: dict[str, float] | None = None,  # name of each side, oldest first, and its share of the rows
     starts: dict | None = None,  # instead of fractions: the moment at which each side begins, "train" before the first
     gap: timedelta | float | None = None,  # how much to leave out before each cut
     column: str = "split",
-) -> pl.DataFrame:
+) -> pl.DataFrame | pl.LazyFrame:
     "Add a column that says on which side of which moment each row is. Raises `SplitError` for missing or equal times."
     require(frame, time)
-    if missing := frame[time].null_count():
-        raise SplitError(f'the time "{time}" is missing in {missing} of {len(frame)} rows: drop or fill them.')
+    times = frame.lazy().select(time).collect(engine="streaming")[time]
+    if missing := times.null_count():
+        raise SplitError(f'the time "{time}" is missing in {missing} of {len(times)} rows: drop or fill them.')
     first = "train" if starts else next(iter(_bounds(fractions)[0]))
-    starts = starts or (_starts(frame[time], fractions) if len(frame) else {})
+    starts = starts or (_starts(times, fractions) if len(times) else {})
     if list(starts.values()) != sorted(set(starts.values())):
         raise SplitError(f"each side must begin later than the one before, and these do not: {', '.join(f'{k} at {v}' for k, v in starts.items())}.")
     side = pl.lit(first)
     for name, start in starts.items():
+        try:
+            times.head(1).to_frame().select(pl.col(time) >= (start - gap if gap else start))
+        except (TypeError, pl.exceptions.PolarsError):
+            raise SplitError(f'{start!r}{f" less {gap!r}" if gap else ""} is no moment of "{time}", which holds {times.dtype}.') from None
         at = pl.col(time)
         side = pl.when(at >= start).then(pl.lit(name)).when(at >= start - gap if gap else False).then(None).otherwise(side)
     return frame.with_columns(side.cast(pl.String).alias(column))

