@@ -635,6 +635,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'mlkit.data.texts._best_places': ('data/texts.html#_best_places', 'mlkit/data/texts.py'),
                                   'mlkit.data.texts._labels': ('data/texts.html#_labels', 'mlkit/data/texts.py'),
                                   'mlkit.data.texts._tokenizer': ('data/texts.html#_tokenizer', 'mlkit/data/texts.py'),
+                                  'mlkit.data.texts._words': ('data/texts.html#_words', 'mlkit/data/texts.py'),
                                   'mlkit.data.texts.as_texts': ('data/texts.html#as_texts', 'mlkit/data/texts.py'),
                                   'mlkit.data.texts.pad': ('data/texts.html#pad', 'mlkit/data/texts.py'),
                                   'mlkit.data.texts.place_tokens': ('data/texts.html#place_tokens', 'mlkit/data/texts.py'),
