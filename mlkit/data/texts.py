@@ -121,7 +121,8 @@ def place_tokens(
     "Tell where tokens stand: `offsets` (texts, tokens, 2), `words` and `take` (texts, tokens), all int64."
     found = [_best_places(windows[:count], step) for windows, count in zip(encoded, np.diff(tokens.first))]
     shape = len(found), max(map(len, found), default=0) or 1
-    offsets, words, take = np.zeros((*shape, 2), np.int64), np.full(shape, -1), np.zeros(shape, np.int64)
+    offsets, words = np.zeros((*shape, 2), np.int64), np.full(shape, -1)
+    take = np.repeat(tokens.first[: shape[0], None] * width, shape[1], 1)  # where there is no token, the text's own first one, so that no row looks at another
     for text, row in enumerate(found):
         for place, ((number, i, *_), (start, end, word)) in enumerate(zip(row, _words(row, texts[text]))):
             offsets[text, place], words[text, place] = (start, end), word

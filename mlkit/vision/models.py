@@ -109,8 +109,8 @@ class ImageModel(LightningModule):
 
     def configure_optimizers(self):
         k = self.learning
-        groups = layer_groups(self.network.backbone, k["lr"], k["weight_decay"], k["body_rate"], k["layer_decay"])
-        return make_optimizer(groups, k["lr"], steps=int(self.trainer.estimated_stepping_batches), schedule=k["schedule"], optimizer=k["optimizer"])
+        groups = layer_groups(self.network.backbone, self.lr, k["weight_decay"], k["body_rate"], k["layer_decay"])
+        return make_optimizer(groups, self.lr, steps=int(self.trainer.estimated_stepping_batches), schedule=k["schedule"], optimizer=k["optimizer"])
 
 # %% ../../nbs/vision/02_models.ipynb #a2ee94c7
 class Trained:
