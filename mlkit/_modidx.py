@@ -947,6 +947,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'mlkit.nlp.models._Saved': ('nlp/models.html#_saved', 'mlkit/nlp/models.py'),
                                   'mlkit.nlp.models._Saved.__init__': ('nlp/models.html#_saved.__init__', 'mlkit/nlp/models.py'),
                                   'mlkit.nlp.models._answer': ('nlp/models.html#_answer', 'mlkit/nlp/models.py'),
+                                  'mlkit.nlp.models._class_weights': ('nlp/models.html#_class_weights', 'mlkit/nlp/models.py'),
                                   'mlkit.nlp.models._make_network': ('nlp/models.html#_make_network', 'mlkit/nlp/models.py'),
                                   'mlkit.nlp.models._of': ('nlp/models.html#_of', 'mlkit/nlp/models.py'),
                                   'mlkit.nlp.models._reference': ('nlp/models.html#_reference', 'mlkit/nlp/models.py'),

@@ -170,6 +170,17 @@ def test_lora_learns_a_few_weights_and_costs_production_nothing(small, tmp_path)
     assert b"lora" not in content and len(content) < 4.2 * sum(p.numel() for p in before.values())
 
 
+def test_rare_classes_can_count_as_much_as_common_ones(small):
+    rare = reviews(200).filter((pl.col("label") == "good") | (pl.int_range(pl.len()) % 10 == 1))
+    own = data(small, rare)
+    model = TextClassifier(small, own, class_weights="balanced")
+    share = rare.filter(split="train")["label"].value_counts(normalize=True).sort("label")["proportion"].to_numpy()
+    assert np.allclose(model.class_weights.numpy() * share, 0.5) and "class_weights" not in model.state_dict()
+    with pytest.raises(NLPError, match="3 class_weights do not fit the 2 classes"):
+        TextClassifier(small, own, class_weights=[1, 2, 3])
+    assert np.isfinite(float(model.loss(torch.zeros(2, 2), torch.tensor([0, 1]))))
+
+
 def test_the_same_seed_gives_the_same_weights(small):
     own = data(small)
     digests = [weights_digest(fit(TextClassifier(small, own, seed=s, lr=1e-2), own, epochs=1, seed=s, **QUIET).model) for s in (1, 1, 2)]
