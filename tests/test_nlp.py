@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -169,6 +170,17 @@ def test_lora_learns_a_few_weights_and_costs_production_nothing(small, tmp_path)
     assert b"lora" not in content and len(content) < 4.2 * sum(p.numel() for p in before.values())
 
 
+def test_rare_classes_can_count_as_much_as_common_ones(small):
+    rare = reviews(200).filter((pl.col("label") == "good") | (pl.int_range(pl.len()) % 10 == 1))
+    own = data(small, rare)
+    model = TextClassifier(small, own, class_weights="balanced")
+    share = rare.filter(split="train")["label"].value_counts(normalize=True).sort("label")["proportion"].to_numpy()
+    assert np.allclose(model.class_weights.numpy() * share, 0.5) and "class_weights" not in model.state_dict()
+    with pytest.raises(NLPError, match="3 class_weights do not fit the 2 classes"):
+        TextClassifier(small, own, class_weights=[1, 2, 3])
+    assert np.isfinite(float(model.loss(torch.zeros(2, 2), torch.tensor([0, 1]))))
+
+
 def test_the_same_seed_gives_the_same_weights(small):
     own = data(small)
     digests = [weights_digest(fit(TextClassifier(small, own, seed=s, lr=1e-2), own, epochs=1, seed=s, **QUIET).model) for s in (1, 1, 2)]
@@ -238,3 +250,34 @@ def test_a_model_that_does_not_fit_is_refused_in_words(small, tmp_path):
     ):
         with pytest.raises(MLKitError, match=words):
             make()
+
+
+# --- the pipeline
+STAGES = Path(__file__).parent.parent / "nbs/pipelines/nlp"
+
+
+def prepare_stage(tmp_path, **parameters) -> pl.DataFrame:
+    "What the first stage makes of a table, under plain papermill."
+    papermill = pytest.importorskip("papermill")
+    parameters = {"table": str(tmp_path / "table.parquet"), **parameters}
+    papermill.execute_notebook(STAGES / "prepare.ipynb", tmp_path / "prepare.ipynb", parameters, cwd=STAGES, kernel_name="python3", progress_bar=False)
+    return pl.read_parquet(tmp_path / "table.parquet")
+
+
+def test_prepare_takes_class_folders_of_texts(tmp_path):
+    for i, (text, label) in enumerate(reviews().select("text", "label").iter_rows()):
+        (tmp_path / "texts" / label).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "texts" / label / f"{i}.txt").write_text(text)
+    (tmp_path / "texts/good/empty.txt").write_text("\n")
+    table = prepare_stage(tmp_path, texts=str(tmp_path / "texts"))
+    assert len(table) == 120 and table.columns == ["name", "text", "label", "split"] and "good/empty.txt" in (tmp_path / "prepare.ipynb").read_text()
+
+
+def test_prepare_takes_words_with_tags_and_labels_with_separators(tmp_path):
+    words = pl.DataFrame({"tokens": [["see", "Paris", str(i)] for i in range(40)], "tags": [["O", "B-LOC", "O"]] * 40})
+    words.write_ndjson(tmp_path / "words.jsonl")
+    table = prepare_stage(tmp_path, texts=str(tmp_path / "words.jsonl"), text_column="tokens", label_column="tags")
+    assert table["label"][0].to_list() == [{"start": 4, "end": 9, "label": "LOC"}]
+    pl.DataFrame({"review": [f"text {i}" for i in range(60)], "topics": ["plot; music", "music", ""] * 20, "author": [str(i // 6) for i in range(60)]}).write_csv(tmp_path / "topics.csv")
+    table = prepare_stage(tmp_path, texts=str(tmp_path / "topics.csv"), text_column="review", label_column="topics", separator=";", group_column="author", seed=3)
+    assert set(table["label"].list.len()) == {1, 2} and table.group_by("author").agg(pl.col("split").n_unique())["split"].max() == 1

@@ -7,6 +7,7 @@ __all__ = ['TOKENIZER', 'CHARACTERS', 'TEXT_SUFFIXES', 'TextError', 'as_texts', 
            'plain_tokenizer', 'read_text_folders', 'text_table']
 
 # %% ../../nbs/data/04_texts.ipynb #f26c56e0
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -98,7 +99,20 @@ def _best_places(windows: list, step: int) -> list[tuple]:
     return [best[key][1:] for key in sorted(best)]
 
 
+def _words(places: list[tuple], text: str) -> list[tuple]:
+    "The characters of each token without space before them, and the number of its word; punctuation is no part of a word."
+    found, before, number = [], None, -1
+    for _, _, (start, end), word in places:
+        start += len(text[start:end]) - len(text[start:end].lstrip())
+        if start < end:
+            kind = word, unicodedata.category(text[start])[0] in "PS"
+            number, before = number + (kind != before), kind
+        found.append((start, end, number))
+    return found
+
+
 def place_tokens(
+    texts: list[str],
     encoded: list[list],  # the windows of each text
     tokens: Tokens,  # the same, collected
     step: int,  # tokens from the beginning of a window to that of the next
@@ -110,8 +124,8 @@ def place_tokens(
     offsets, words = np.zeros((*shape, 2), np.int64), np.full(shape, -1)
     take = np.repeat(tokens.first[: shape[0], None] * width, shape[1], 1)  # where there is no token, the text's own first one, so that no row looks at another
     for text, row in enumerate(found):
-        for place, (number, i, characters, word) in enumerate(row):
-            offsets[text, place], words[text, place] = characters, -1 if word is None else word
+        for place, ((number, i, *_), (start, end, word)) in enumerate(zip(row, _words(row, texts[text]))):
+            offsets[text, place], words[text, place] = (start, end), word
             take[text, place] = (tokens.first[text] + number) * width + i
     return {"offsets": offsets, "words": words, "take": take}
 
@@ -180,8 +194,10 @@ class TextPreprocess:
         encoded = self.encode(values)
         tokens = self.collect(encoded)
         batch = self.batch(tokens, np.arange(len(tokens)))
+        if not self.places:
+            return batch
         step = self.length - self._engine.num_special_tokens_to_add(False) - self.stride
-        return batch | place_tokens(encoded, tokens, step, batch["input_ids"].shape[1]) if self.places else batch
+        return batch | place_tokens(as_texts(values), encoded, tokens, step, batch["input_ids"].shape[1])
 
 # %% ../../nbs/data/04_texts.ipynb #edeb792f
 def _tokenizer(content: bytes):

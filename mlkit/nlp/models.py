@@ -22,6 +22,7 @@ from ..data.texts import TOKENIZER, TextPreprocess
 from .data import LengthBatches, TextData, load_tokens
 from .networks import MarkingNetwork, TextNetwork, add_lora, check_fit, freeze, layer_groups, make_encoder, plain, to_onnx
 from .spans import NLPError, evaluate_spans
+from ..train.basics import class_weights
 from ..train.evaluation import evaluate
 from ..train.outcomes import evaluate_numbers, evaluate_tags
 from ..train.schedules import make_optimizer
@@ -48,6 +49,7 @@ class TextModel(LightningModule):
         warmup: float = 0.1,  # share of the steps
         dropout: float = 0.1,  # before the head
         label_smoothing: float = 0.0,
+        class_weights: Literal["balanced"] | Sequence[float] | None = None,  # how much each class counts in the loss
         frozen: int | Literal["all"] = 0,  # lowest layers that don't learn
         lora: int | None = None,  # rank of the matrices that learn instead
         seed: int = 42,  # of the first weights
@@ -62,6 +64,7 @@ class TextModel(LightningModule):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.network, encoder = _make_network(self.network_class, arch, data, dropout, frozen, lora)
+        self.register_buffer("class_weights", _class_weights(class_weights, data), persistent=False)
         self.config = {"arch": str(arch), "task": self.task, "labels": list(self.labels), "preprocess": self.prepare.to_dict(), "encoder": encoder, "lora": lora}
         rates = {"lr": self.lr, "weight_decay": weight_decay, "layer_decay": layer_decay, "schedule": schedule, "warmup": warmup}
         self.hparams.update({"arch": str(arch), **rates, "label_smoothing": label_smoothing, "frozen": frozen, "lora": lora, "dropout": dropout})
@@ -124,6 +127,20 @@ class TextModel(LightningModule):
         return package_model(self, folder, golden, metrics=metrics or {}, provenance=versions() | (provenance or {}))
 
 # %% ../../nbs/nlp/03_models.ipynb #645e0ab5
+def _class_weights(given, data) -> torch.Tensor | None:
+    "Weights of the classes; balanced ones are counted. Raises `NLPError` where there is nothing to weigh."
+    if given is None:
+        return None
+    if data.task not in TextClassifier.tasks:
+        raise NLPError(f"class_weights are for {' and '.join(TextClassifier.tasks)}, and this is {data.task}.")
+    if isinstance(given, str):
+        labels = data.rows("train")[data.label]
+        given = class_weights(labels.explode() if data.task == "multilabel" else labels, data.labels)
+    if len(given) != len(data.labels):
+        raise NLPError(f"{len(given)} class_weights do not fit the {len(data.labels)} classes {', '.join(data.labels)}.")
+    return torch.tensor(np.asarray(given, np.float32))
+
+
 def _make_network(kind, arch, data, dropout: float, frozen, lora) -> tuple[torch.nn.Module, dict]:
     "Build a network, and describe its encoder so that it can be built again without the model that it came from."
     saved = getattr(data, "encoder", None)
@@ -144,8 +161,8 @@ class TextClassifier(TextModel):
 
     def loss(self, answers, targets, smoothing=0.0):
         if self.task == "multilabel":
-            return torch.nn.functional.binary_cross_entropy_with_logits(answers, targets * (1 - smoothing) + smoothing / 2)
-        return torch.nn.functional.cross_entropy(answers, targets, label_smoothing=smoothing)
+            return torch.nn.functional.binary_cross_entropy_with_logits(answers, targets * (1 - smoothing) + smoothing / 2, pos_weight=self.class_weights)
+        return torch.nn.functional.cross_entropy(answers, targets, self.class_weights, label_smoothing=smoothing)
 
     def quality(self, answers, targets):
         right = ((answers > 0) == (targets > 0.5)).all(1) if self.task == "multilabel" else answers.argmax(1) == targets
