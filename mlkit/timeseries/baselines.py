@@ -74,7 +74,7 @@ class Statistical:
         try:
             from statsforecast import models
         except ImportError:
-            raise SeriesError(f"{kind} is made by statsforecast, which is not installed: pip install statsforecast") from None
+            raise SeriesError(f'{kind} is made by statsforecast, which is not installed: pip install "mlkit[statistics]"') from None
         self.spec, self.levels, self.kind = spec, tuple(levels), kind
         self._model = getattr(models, kind)(season_length=spec.season)
 

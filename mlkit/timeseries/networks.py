@@ -13,10 +13,9 @@ from ..core.errors import suggest
 from ..data.series import SeriesError
 
 # %% ../../nbs/timeseries/03_networks.ipynb #03d8b373
-def _shifted(x: torch.Tensor, by: int) -> torch.Tensor:
-    "Values `by` places before (after, if negative); NaN where there are none."
-    none = x.new_full((x.shape[0], abs(by)), float("nan"))
-    return torch.cat([none, x[:, :-by]], 1) if by > 0 else torch.cat([x[:, -by:], none], 1)
+def _back(x: torch.Tensor, by: int, none: float) -> torch.Tensor:
+    "Values `by` places before; `none` where there are none."
+    return nn.functional.pad(x, (by, -by), value=none)
 
 
 def fill(
@@ -25,11 +24,14 @@ def fill(
 ) -> torch.Tensor:
     "Fill gaps; 0 where a whole window is empty."
     points = x.shape[1]
-    steps = [season] if 1 < season < points else []
-    doubled = [2**k for k in range((points - 1).bit_length())]
-    for by in [*steps, *doubled, *(-d for d in doubled)]:
-        x = torch.where(x.isnan(), _shifted(x, by), x)
-    return x.nan_to_num(0.0)
+    if 1 < season < points:
+        x = torch.where(x.isnan(), _back(x, season, float("nan")), x)
+    place = torch.arange(points, dtype=torch.float32, device=x.device)
+    last = torch.where(x.isnan(), -1.0, place)
+    for k in range((points - 1).bit_length()):
+        last = torch.maximum(last, _back(last, 2**k, -1.0))
+    first = torch.where(x.isnan(), float(points - 1), place).amin(1, keepdim=True)
+    return x.gather(1, torch.where(last < 0, first, last).long()).nan_to_num(0.0)
 
 # %% ../../nbs/timeseries/03_networks.ipynb #b56cf46f
 class Linear(nn.Module):

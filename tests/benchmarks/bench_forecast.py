@@ -1,7 +1,9 @@
-"""Forecast quality on published benchmarks, by the recipes of the library as they stand: ETTh1 and ETTm1 (ridge), M4 Hourly (accurate).
+"""Forecast quality on published benchmarks, by the recipes of the library as they stand: ETTh1, ETTh2 and ETTm1 (ridge), M4 Hourly (accurate).
 
 ETT: 12, 4 and 4 months to train, choose and judge, standardised by the training part, all seven variables, every origin (stride 1, no dropped last batch). M4: the last 48 points
-are judged, the 48 before them choose and calibrate; OWA relative to Naive 2 of the competition. The test part is used once for each seed. Data: a folder of $MLKIT_DATA.
+are judged, the 48 before them choose and calibrate; OWA relative to Naive 2 of the competition. Data: a folder of $MLKIT_DATA.
+
+The contexts that the ridge tries were settled after a look at the test parts of ETTh1 and ETTm1, so their figures flatter it; ETTh2 had no say in anything.
 Name data sets to run only some: python bench_forecast.py etth1 m4-hourly
 """
 
@@ -18,7 +20,7 @@ from mlkit.timeseries.metrics import owa
 
 NAIVE2 = {"naive_smape": 18.383, "naive_mase": 2.395}
 SEEDS = (0, 1, 2)
-PUBLISHED = {"etth1": "PatchTST 0.413, NLinear 0.413, FITS 0.409", "ettm1": "PatchTST 0.353", "m4-hourly": "winner of the competition 0.440, best of all entries 0.410"}
+PUBLISHED = {"etth1": "PatchTST 0.413, NLinear 0.413, FITS 0.409", "etth2": "PatchTST 0.331, NLinear 0.343", "ettm1": "PatchTST 0.353", "m4-hourly": "winner of the competition 0.440, best of all entries 0.410"}
 
 
 def peak_megabytes() -> float:
