@@ -222,10 +222,12 @@ def locate(source: str) -> tuple[Path, str | None]:
     "The folder of a bundle, and its version if a registry gave it one. Raises `MLKitError`."
     if not str(source).startswith("registry:"):
         return Path(source), None
-    from mlkit.bundle.registry import resolve
+    from mlkit.bundle.registry import Registry
 
-    path = Path(resolve(source))
-    return path, path.name
+    name, _, wanted = str(source).removeprefix("registry:").partition("@")
+    registry = Registry()
+    version = registry.state(name).version(wanted or None)
+    return registry.pull(name, version), str(version)
 
 # %% ../../nbs/serve/02_models.ipynb #7d257e14
 class Models:
