@@ -11,6 +11,7 @@ import onnx
 import polars as pl
 import pytest
 
+from makers import mlkit
 from mlkit.bundle import Bundle, BundleError, from_onnx
 
 KERAS = """
@@ -80,3 +81,19 @@ def test_an_export_with_weights_outside_of_its_folder_is_refused(tmp_path):
     assert not (tmp_path / "bundle").exists() and not list(tmp_path.glob(".bundle*"))
     with pytest.raises(BundleError):
         Bundle.load(tmp_path / "bundle")
+
+
+def test_the_command_line_packages_what_it_is_given(tmp_path):
+    x, y = (onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["n", d]) for n, d in (("x", 4), ("chances", 4)))
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Softmax", ["x"], ["chances"])], "g", [x], [y])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10), tmp_path / "sure.onnx")
+    rows = pl.DataFrame({"x": [[0.0, 0.0, 9.0, 0.0], [1.0, 2.0, 3.0, 4.0]], "other": [1, 2]})
+    rows.write_parquet(tmp_path / "rows.parquet")
+    given = ("bundle", "make", tmp_path / "sure.onnx", tmp_path / "rows.parquet", tmp_path / "made", "--column", "x")
+    assert "Bundle sure" in mlkit(*given, "--task", "classification", "--probabilities", "--labels", "a,b,c,d").stdout
+    assert Bundle.load(tmp_path / "made").predict(rows)["prediction"].to_list() == ["c", "d"]
+    assert "4 labels" in mlkit(*given, "--task", "classification", "--labels", "a,b", check=2).stderr
+    assert "no folder with the config.json" in mlkit("bundle", "make", tmp_path / "none", tmp_path / "rows.parquet", tmp_path / "x", check=2).stderr
+    (tmp_path / "config.json").write_text('{"architecture": "resnet18"}')
+    assert "are for ONNX and Keras" in mlkit("bundle", "make", tmp_path, tmp_path / "rows.parquet", tmp_path / "x", "--task", "raw", check=2).stderr
+    assert not (tmp_path / "x").exists() and len(Bundle.load(tmp_path / "made").predict(rows)) == 2

@@ -18,7 +18,7 @@ from makers import mlkit
 from scipy import stats
 
 from mlkit.data.profiles import profile
-from mlkit.monitor import Cbpe, Limits, MonitorError, Policy, check, compare, join_labels, judge_health, panes, read_metrics, slide, timeline, watch_level
+from mlkit.monitor import Adwin, Cbpe, Limits, MonitorError, Policy, check, compare, join_labels, judge_health, panes, read_metrics, slide, timeline, watch_level
 from mlkit.monitor.drift import ALARMS, STATES
 from mlkit.monitor.report import alert_rules, dashboard
 from mlkit.monitor.statistics import benjamini_hochberg, chi_squared, ks, ks_pvalue, psi, tell_apart, total_variation, wasserstein
@@ -174,6 +174,10 @@ def test_a_watcher_says_the_same_however_the_stream_is_cut(seed, cuts):
     for part in np.split(scores, np.cumsum(cuts)[:-1]):
         parts = parts.add(part)
     assert parts.alarms == whole.alarms and parts.up == pytest.approx(whole.up) and parts.n == whole.n
+    whole, parts = Adwin(-4, 4).add(scores), Adwin(-4, 4)
+    for part in np.split(scores, np.cumsum(cuts)[:-1]):
+        parts = parts.add(part)
+    assert (parts.alarms, parts.width, parts.waiting) == (whole.alarms, whole.width, whole.waiting)
 
 
 def test_estimates_refuse_what_they_cannot_learn_from():

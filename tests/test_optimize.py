@@ -258,8 +258,8 @@ def test_pruned_and_aware_networks_are_candidates_too(tmp_path):
     from mlkit.train import fit
     from mlkit.vision import ImageClassifier, ImageData
 
-    data = ImageData(DIGITS, augment=None, batch_size=32)
-    result = fit(ImageClassifier("test_resnet", data), data, epochs=2, threads=1, progress=False)
+    data = ImageData(DIGITS.head(300), augment=None, batch_size=32)
+    result = fit(ImageClassifier("test_resnet", data), data, epochs=1, threads=1, progress=False)
     parent, digest = result.bundle(tmp_path / "model"), {n: p.clone() for n, p in result.model.state_dict().items()}
     retrain = Retrain(result.model, data, epochs=1, prune=(0.5,), student=ImageClassifier("test_resnet", data, seed=1), options={"threads": 1, "progress": False})
     found = search(parent, data.frame, Budget(max_drop=0.9), label="label", recipes=(("static int8 (minmax)",),), retrain=retrain, **QUICK)

@@ -250,6 +250,22 @@ def test_a_server_that_is_killed_leaves_its_processes_alone_and_is_replaced():
         assert process.wait(30).code == 5
 
 
+def test_a_fork_keeps_what_the_server_has_of_mlkit_until_its_files_change():
+    def has_kernels() -> bool:
+        with launch("targets:own_modules", {}) as process:
+            return "mlkit.pipeline.kernels" in process.receive(60)["modules"]
+
+    file = Path(forkserver.__file__).with_name("kernels.py")
+    before = file.stat()
+    assert has_kernels()
+    try:
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+        assert not has_kernels()
+    finally:
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert has_kernels()
+
+
 def test_letting_go_while_the_server_imports_costs_nothing_but_the_import():
     with launch(echo, {}) as process:
         process.receive(60)

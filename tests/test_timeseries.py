@@ -15,6 +15,7 @@ from mlkit.bundle import Bundle, BundleError
 from mlkit.data.series import Grid, Panel, SeriesError, SeriesPreprocess, make_panel, open_panel, write_panel
 from mlkit.timeseries import Baseline, Forecaster, SeriesData, backtest, ensemble, evaluate_forecasts, forecaster, request_rows, solve
 from mlkit.timeseries.data import permuted
+from mlkit.timeseries.hierarchy import METHODS, Hierarchy, make_hierarchy, projection, reconcile
 from mlkit.timeseries.networks import FAMILIES, fill
 from mlkit.train import fit, use_threads, weights_digest
 
@@ -111,19 +112,21 @@ def test_a_mapped_panel_trains_without_being_read_into_memory(tmp_path):
     assert weights_digest(models[0].network) == weights_digest(models[1].network)
 
 
-@pytest.mark.parametrize("arch", FAMILIES)
-def test_any_family_learns_exports_and_answers_alike(arch, tmp_path):
+def test_every_family_learns_and_a_bundle_of_all_of_them_answers_alike(tmp_path):
     own = data(known=["warm"], statics=["kind", "size"], calendar=True)
-    result = fit(Forecaster(arch, own, lr=5e-3), own, epochs=1, **QUIET)
-    result.model.calibrate(own)
-    bundle = result.bundle(tmp_path / "bundle")
-    windows = own.windows("test")
-    rows = request_rows(result.model, own, windows, [0, 40, 100])
+    models = []
+    for arch in FAMILIES:
+        untrained = Forecaster(arch, own, lr=5e-3, seed=1)
+        before = untrained.evaluate(own, "validation").metrics()["mae"]
+        models.append(fit(untrained, own, epochs=2, **QUIET).model)
+        assert models[-1].evaluate(own, "validation").metrics()["mae"] < before, arch
+    model = ensemble(models).calibrate(own)
+    bundle, windows = model.export_bundle(tmp_path / "bundle", own), own.windows("test")
+    rows = request_rows(model, own, windows, [0, 40, 100])
     rows = rows.with_columns(history=pl.Series([[None, *row[1:]] for row in rows["history"].to_list()]))
-    found = bundle.predict(rows)
     batch = windows[[0, 40, 100]]
     batch["history"][:, 0] = float("nan")
-    assert np.allclose(found["prediction"].to_numpy(), result.model.forecast(batch)[..., 3], rtol=1e-3, atol=1e-2)
+    assert np.allclose(bundle.predict(rows)["prediction"].to_numpy(), model.forecast(batch)[..., 3], rtol=1e-3, atol=1e-2)
     assert set(Bundle.load(tmp_path / "bundle").manifest.preprocess) == {"history", "warm", "time", "kind", "size"}
 
 
@@ -133,21 +136,15 @@ def test_a_covariate_that_drives_the_series_is_used():
     assert errors[0] < 0.75 * errors[1]
 
 
-def test_scaling_by_series_travels_with_the_bundle(tmp_path):
-    own = data()
-    model = fit(Forecaster("linear", own, scale="series"), own, epochs=1, **QUIET).model
+def test_scales_of_series_past_covariates_and_quantiles_travel_with_the_bundle(tmp_path):
+    own = data(past=["warm"])
+    model = fit(Forecaster("linear", own, quantiles=(0.1, 0.5, 0.9), scale="series", lr=1e-2), own, epochs=3, **QUIET).model
+    assert model.evaluate(own).metrics()["crps"] > 0 and model.calibrate(own).evaluate(own).metrics()["coverage"] > 0.75
     bundle = model.export_bundle(tmp_path / "bundle", own)
     rows = request_rows(model, own, own.windows("test"), [3])
-    assert np.allclose(bundle.predict(rows)["prediction"].to_numpy(), model.forecast(own.windows("test")[[3]])[..., 0], rtol=1e-4)
+    assert np.allclose(bundle.predict(rows)["prediction"].to_numpy(), model.forecast(own.windows("test")[[3]])[..., 3], rtol=1e-4)
     with pytest.raises(BundleError, match="does not know 'c'"):
         bundle.predict(rows.with_columns(series=pl.lit("c")))
-
-
-def test_past_covariates_and_quantiles_work_together(tmp_path):
-    own = data(past=["warm"])
-    model = fit(Forecaster("linear", own, quantiles=(0.1, 0.5, 0.9), lr=1e-2), own, epochs=3, **QUIET).model
-    assert model.evaluate(own).metrics()["crps"] > 0 and model.calibrate(own).evaluate(own).metrics()["coverage"] > 0.75
-    model.export_bundle(tmp_path / "bundle", own)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
@@ -203,6 +200,36 @@ def test_backtests_and_ensembles_refuse_what_cannot_be():
         ensemble([])
     with pytest.raises(SeriesError, match="same horizon"):
         ensemble([model, solve(data(horizon=6))])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 6), st.integers(0, 5), st.sampled_from(METHODS), st.integers(0, 2**32 - 1))
+def test_reconciled_forecasts_add_up_and_are_the_nearest_that_do(bottom, upper, method, seed):
+    random = np.random.default_rng(seed)
+    sums = np.vstack([np.ones((1, bottom)), random.integers(0, 2, (upper, bottom)), np.eye(bottom)]).astype(float)
+    nodes = tuple(str(i) for i in range(len(sums)))
+    sums[:, 0] = np.maximum(sums[:, 0], sums.sum(1) == 0)
+    tree, errors, made = Hierarchy(nodes, sums, nodes), random.normal(size=(40, len(sums))), random.normal(size=len(sums))
+    found = projection(tree, method, errors) @ made
+    assert np.allclose(found, sums @ found[-bottom:])
+    assert np.allclose(projection(tree, method, errors) @ found, found)
+    if method == "variance":
+        spread = np.sqrt((errors**2).mean(0))
+        nearest = np.linalg.lstsq(sums / spread[:, None], made / spread, rcond=None)[0]
+        assert np.allclose(found, sums @ nearest)
+
+
+def test_tables_that_do_not_add_up_are_refused():
+    frame = hourly(100)
+    with pytest.raises(SeriesError, match="share their time"):
+        make_hierarchy(pl.concat([frame, frame]), [[], ["id"]])
+    with pytest.raises(SeriesError, match='6 of 200 rows have no "id"'):
+        make_hierarchy(frame.with_columns(id=pl.when(pl.int_range(pl.len()) > 5).then("id")), [[], ["id"]])
+    table, tree = make_hierarchy(frame, [[], ["id"]])
+    made = table.filter(pl.col("time") < datetime(2026, 1, 2)).select("series", "time", forecast="value")
+    assert np.allclose(reconcile(made, tree)["forecast"], made["forecast"])
+    with pytest.raises(SeriesError, match='"total" has no forecast for 2026-01-01'):
+        reconcile(made.filter((pl.col("series") != "total") | (pl.col("time") > datetime(2026, 1, 1))), tree)
 
 
 BAD = {

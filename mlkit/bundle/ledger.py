@@ -51,10 +51,11 @@ class Folder:
             aside.unlink(missing_ok=True)
         return True
 
-    def names(self, prefix: str) -> list[str]:
-        "List the names of all files below a folder, in order."
+    def names(self, prefix: str, after: str | None = None) -> list[str]:
+        "List the names of all files below a folder, in order; with `after`, of those that follow."
         found = (self.root / prefix).rglob("*") if (self.root / prefix).is_dir() else ()
-        return sorted(p.relative_to(self.root).as_posix() for p in found if p.is_file() and not p.name.startswith("."))
+        names = sorted(p.relative_to(self.root).as_posix() for p in found if p.is_file() and not p.name.startswith("."))
+        return [n for n in names if after is None or n > after]
 
 
 def open_place(where) -> Folder | Bucket:
@@ -76,7 +77,7 @@ def entries(
     known: list[dict] = (),  # entries that were read before
 ) -> list[dict]:
     "Read a log, oldest entry first. Raises `BundleError` if an entry was changed or removed."
-    names = place.names(log)[len(known) :]
+    names = place.names(log, _name(log, len(known)) if known else None)
     with ThreadPoolExecutor(16) as pool:
         contents = list(pool.map(place.get, names))
     found = list(known)

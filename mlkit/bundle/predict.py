@@ -175,7 +175,7 @@ def _difference(found: dict[str, np.ndarray], golden: pl.DataFrame) -> float:
         expected = [np.asarray(row) for row in golden[f"expected:{name}"].to_list()]
         scale = max(1.0, *(float(np.abs(row).max(initial=0)) for row in expected))
         for row, alone in zip(batch, expected):
-            own = row[tuple(slice(n) for n in alone.shape)]
+            own = row[tuple(slice(n) for n in alone.shape)].reshape(alone.shape)  # a row without tokens has lost its further dimensions
             worst = max(worst, float(np.abs(own - alone).max(initial=0)) / scale, key=lambda v: v if v == v else np.inf)
     return worst
 

@@ -11,23 +11,19 @@ from pathlib import Path
 
 # %% ../../nbs/cli/04_monitor.ipynb #b827dd5e
 def _open(name: str):
-    "Open a side of the comparison: a bundle's baseline, a saved profile, or a table."
+    "Open a side of the comparison: the profile and reference of a bundle, a saved profile, or a table; a reference only of a bundle."
     from mlkit.bundle.registry import resolve
-    from mlkit.core.errors import MLKitError
     from mlkit.data.profiles import read_profile
     from mlkit.data.tables import scan
 
     path = resolve(name)
     if path.suffix == ".json":
-        return read_profile(path)
+        return read_profile(path), None
     if (path / "bundle.json").is_file():
-        from mlkit.bundle.format import read_bundle
+        from mlkit.monitor.policy import read_baseline
 
-        _, contents = read_bundle(path)
-        if "baseline.json" not in contents:
-            raise MLKitError(f"the bundle {path} carries no baseline: name the table it was trained on instead.")
-        return read_profile(contents["baseline.json"])
-    return scan(name)
+        return read_baseline(path)
+    return scan(name), None
 
 
 def _pairs(texts: list[str]) -> dict[str, float]:
@@ -44,6 +40,35 @@ def _pairs(texts: list[str]) -> dict[str, float]:
         if not column:
             raise MLKitError(f'--limit takes COLUMN=EFFECT, such as price=0.2, not "{text}".')
     return found
+
+# %% ../../nbs/cli/04_monitor.ipynb #46b23d6e
+def _before(span: str, option: str):
+    "The time that lies so long ago."
+    from datetime import UTC, datetime
+    import polars as pl
+    from mlkit.core.errors import MLKitError
+
+    try:
+        return pl.Series([datetime.now(UTC)]).dt.offset_by(f"-{span}")[0]
+    except pl.exceptions.PolarsError:
+        raise MLKitError(f'{option} takes a span such as 12h, 1d or 2w, not "{span}".') from None
+
+
+def _current(args, baseline):
+    "Open the current side, with labels that came later."
+    import sys
+    from mlkit.data.profiles import Profile
+    from mlkit.data.tables import scan
+    from mlkit.monitor.served import is_kept, read_samples, with_labels
+
+    if is_kept(args.current):
+        served = read_samples(args.current, baseline if isinstance(baseline, Profile) else None, _before(args.since, "--since") if args.since else None, args.version)
+        if served.left_out:
+            print(f"{served.left_out:,} rows came in other columns than the baseline's and are left out", file=sys.stderr)
+        now = served.frame
+    else:
+        now, _ = _open(args.current)
+    return with_labels(now, scan(args.labels), args.key, args.label) if args.labels else now
 
 # %% ../../nbs/cli/04_monitor.ipynb #1cb3fe59
 def _metrics(names: list[str], seconds: float | None):
@@ -63,6 +88,25 @@ def _metrics(names: list[str], seconds: float | None):
     if len(pages) > 2:
         raise MLKitError(f"--metrics takes one or two pages, the older first, not {len(pages)}.")
     return judge_health(pages[-1], pages[0] if len(pages) == 2 else None, seconds) if pages else None
+
+# %% ../../nbs/cli/04_monitor.ipynb #d6e57033
+def _ages(args, now):
+    "Judge how old the newest row and the bundle of the baseline are, if limits are given."
+    from datetime import UTC, datetime
+    from mlkit.bundle.registry import resolve
+    from mlkit.data.profiles import Profile, profile
+    from mlkit.monitor.health import HealthLimits, freshness, newest
+
+    if not (args.data_age or args.model_age):
+        return None
+    today = datetime.now(UTC)
+    if not isinstance(now, Profile):
+        schema = now.collect_schema()
+        now = profile(now.select(n for n, d in schema.items() if d.is_temporal()), rows=0)
+    written = resolve(args.bundle or args.baseline) / "bundle.json"
+    made = datetime.fromtimestamp(written.stat().st_mtime, UTC) if written.is_file() else None
+    limits = [(today - _before(span, option)).total_seconds() if span else None for span, option in ((args.data_age, "--data-age"), (args.model_age, "--model-age"))]
+    return freshness(newest(now), made, HealthLimits(data_age=limits[0], model_age=limits[1]), today)
 
 # %% ../../nbs/cli/04_monitor.ipynb #14202d34
 def _write(path: Path | None, text: str) -> bool:
@@ -99,10 +143,10 @@ def _monitor(args) -> int:
             _write(path, made())
     if args.baseline is None:
         return _only_files(args)
-    baseline = _open(args.baseline)
+    baseline, reference = _open(args.baseline)
     if args.current is None:
         return _profile(args, baseline)
-    report = _checked(args, baseline)
+    report = _checked(args, baseline, reference)
     shown = [_write(args.json, report.to_json()), _write(args.prometheus, report.prometheus())]
     _write(args.html, report.page(f"{args.current} against {args.baseline}"))
     _write(args.save, report.drift.before.to_json())
@@ -121,8 +165,10 @@ def _only_files(args) -> int:
     return 0
 
 
-def _checked(args, baseline):
+def _checked(args, baseline, reference):
     "Run the check that the command line asks for."
+    import polars as pl
+
     from mlkit.monitor.drift import Limits
     from mlkit.monitor.policy import Policy, check
 
@@ -133,8 +179,9 @@ def _checked(args, baseline):
         from mlkit.bundle.registry import resolve
 
         bundle = Bundle.load(resolve(args.bundle))
-    policy = Policy(args.policy, args.share, args.drop)
-    return check(baseline, _open(args.current), bundle, args.label, args.time, args.every, limits, policy, _metrics(args.metrics, args.seconds))
+    policy, now = Policy(args.policy, args.share, args.drop), _current(args, baseline)
+    health = [h for h in (_metrics(args.metrics, args.seconds), _ages(args, now)) if h is not None]
+    return check(baseline, now, bundle, args.label, args.time, args.every, limits, policy, pl.concat(health) if health else None, reference=reference)
 
 # %% ../../nbs/cli/04_monitor.ipynb #28db0b0c
 def _close(args, report) -> int:
@@ -142,12 +189,12 @@ def _close(args, report) -> int:
     if report.verdict.state != "retrain" or not args.run:
         return report.verdict.exit_code
     from mlkit.bundle import Gates
-    from mlkit.cli.main import _texts
     from mlkit.data import scan
     from mlkit.monitor.loop import retrain
+    from mlkit.cli.main import read_values
 
     gates = Gates(scan(args.gate).collect() if args.gate else None, args.label, args.max_drop)
-    promotion = retrain(args.run, _texts(args.params), args.profile, args.model, gates=gates)
+    promotion = retrain(args.run, read_values(args.params), args.profile, args.model, gates=gates)
     print(f"\n{promotion}")
     return 0 if promotion.passed else 1
 
@@ -183,11 +230,17 @@ def add_commands(commands):
     command.add_argument("--ignore", action="append", default=[], metavar="COLUMN", help="a column that may change as it likes")
     command.add_argument("--label", default="label", metavar="COLUMN", help="true labels, in either table; default: label")
     command.add_argument("--bundle", metavar="FOLDER", help="a model whose answers are added to tables that have none")
+    command.add_argument("--labels", metavar="TABLE", help="labels that came later, joined to the current rows by --key, and by row where both have it")
+    command.add_argument("--key", default="request_id", metavar="COLUMN", help="what joins them; default: request_id")
+    command.add_argument("--since", metavar="SPAN", help="of a server's samples take those of the last 1h, 1d, 1w ...")
+    command.add_argument("--version", metavar="V", help="of a server's samples take those that this version answered")
     command.add_argument("--time", metavar="COLUMN", help="times of the current rows: adds a time line")
     command.add_argument("--every", default="1d", metavar="SPAN", help="its windows: 1h, 1d, 1w; default: 1d")
     command.add_argument("--rows", type=int, default=1000, metavar="N", help="rows that a saved profile keeps as they are, 0 for none; default: 1000")
     command.add_argument("--metrics", action="append", default=[], metavar="PAGE", help="a server's metrics, file or URL; twice: the older first")
     command.add_argument("--seconds", type=float, metavar="S", help="time between the two")
+    command.add_argument("--data-age", metavar="SPAN", help="how old the newest current row may be: 1h, 1d, 1w ...")
+    command.add_argument("--model-age", metavar="SPAN", help="how long ago the bundle may have been put where it is")
     command.add_argument("--alert-rules", type=Path, metavar="FILE", help="write alert rules for Prometheus")
     command.add_argument("--dashboard", type=Path, metavar="FILE", help="write a dashboard for Grafana")
     _add_loop(command)

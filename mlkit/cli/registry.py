@@ -61,6 +61,48 @@ def _mlflow(args) -> int:
     print(export_mlflow(resolve(args.bundle), args.folder))
     return 0
 
+# %% ../../nbs/cli/05_registry.ipynb #9d4a66db
+def _make(args) -> int:
+    from mlkit.core.errors import MLKitError
+    from mlkit.data import scan
+
+    kind, rows, home = _kind(args.model), scan(args.rows).head(8).collect(), Path(args.rows).absolute()
+    said = {"name": args.name} if args.name else {}
+    if kind in ("text", "image") and (args.task or args.output or args.probabilities):
+        raise MLKitError("--task, --output and --probabilities are for ONNX and Keras; a checkpoint says itself what it is for.")
+    if kind == "text":
+        from mlkit.nlp import from_huggingface as make
+    elif kind == "image":
+        from mlkit.vision import from_timm as make
+
+        said |= {"base": home if home.is_dir() else home.parent}
+    else:
+        from mlkit.bundle import from_keras, from_onnx
+
+        make = from_onnx if kind == "onnx" else from_keras
+        said |= {"task": args.task or "raw", "probabilities": args.probabilities} | ({"output": args.output} if args.output else {})
+    said |= {"labels": tuple(args.labels.split(","))} if args.labels else {}
+    if args.column:
+        rows = rows.rename({args.column: kind}) if args.column in rows.columns and kind in ("text", "image") else rows.select(args.column.split(","))
+    print(make(args.folder, args.model, rows, **said))
+    return 0
+
+
+def _kind(model: Path) -> str:
+    "Tell what a model is made with. Raises `MLKitError` if it is none that is known."
+    import json
+    from mlkit.core.errors import MLKitError
+
+    if model.suffix == ".onnx":
+        return "onnx"
+    if model.suffix == ".keras" or (model / "saved_model.pb").is_file():
+        return "keras"
+    try:
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        return "image" if "architecture" in config else "text"
+    except (OSError, ValueError):
+        raise MLKitError(f"{model} is no ONNX or Keras file, no SavedModel, and no folder with the config.json of a checkpoint.") from None
+
 # %% ../../nbs/cli/05_registry.ipynb #62803d0a
 def _named(text: str) -> tuple[str, str | None]:
     "Split `name@version`."
@@ -150,8 +192,21 @@ def _add_bundle(actions):
     sign = _action(actions, "sign", _sign, "sign a bundle", "bundle")
     sign.add_argument("--key", type=Path, required=True, metavar="PRIVATE.PEM")
     sign.add_argument("--password", action="store_true", help="ask for the password of the key ($MLKIT_KEY_PASSWORD is taken if it is set)")
+    _add_make(_action(actions, "make", _make, "package a model that was made elsewhere: ONNX, Keras, timm, Hugging Face"))
     mlflow = _action(actions, "mlflow", _mlflow, "write a bundle as a model folder of MLflow", "bundle")
     mlflow.add_argument("folder", type=Path)
+
+
+def _add_make(make):
+    make.add_argument("model", type=Path, help="an .onnx or .keras file, a SavedModel, or the folder of a checkpoint of timm or Hugging Face")
+    make.add_argument("rows", help="a table with a few rows as it will be asked about; they become the golden pairs")
+    make.add_argument("folder", type=Path, help="where the bundle goes")
+    make.add_argument("--name", help="default: that of the file")
+    make.add_argument("--column", metavar="COLUMN", help="of the rows: the one with texts or images; for ONNX and Keras the inputs, with commas between")
+    make.add_argument("--labels", metavar="A,B,C", help="names of the classes")
+    make.add_argument("--task", help="what an ONNX or Keras model does: classification, multilabel, regression, embedding, ...; default: raw")
+    make.add_argument("--output", metavar="NAME", help="the output that the task reads, if the model has several")
+    make.add_argument("--probabilities", action="store_true", help="that output holds probabilities, not scores")
 
 
 def _add_registry(actions):

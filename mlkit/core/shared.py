@@ -57,11 +57,16 @@ class Bucket:
             return False
         return True
 
-    def names(self, prefix: str) -> list[str]:
+    def names(
+        self,
+        prefix: str,
+        after: str | None = None,  # leave out this name and those before it
+    ) -> list[str]:
         "List the names of all objects below a prefix, in order."
         from obstore import list as listing
 
-        return sorted(o["path"] for o in self._reaching(lambda: listing(self._objects, prefix).collect()))
+        found = self._reaching(lambda: listing(self._objects, prefix, offset=after).collect())
+        return sorted(o["path"] for o in found if o["path"] > (after or ""))  # not every store knows how to begin in the middle
 
     def _reaching(self, call, *words, **more):
         from obstore.exceptions import BaseError

@@ -79,7 +79,9 @@ def label_matrix(values: pl.Series, labels: Sequence[str]) -> np.ndarray:
 
 
 def target_values(values: pl.Series) -> np.ndarray:
-    "Numbers to predict, float32. Raises `LabelError` for nulls, NaN and infinities, naming the first row."
+    "Numbers to predict, float32. Raises `LabelError` for what is no number, and for nulls, NaN and infinities, naming the first row."
+    if not values.dtype.is_numeric():
+        raise LabelError(f'a regression needs numbers, and "{values.name}" holds {values.dtype}.')
     numbers = values.cast(pl.Float64)
     wrong = ~numbers.is_finite().fill_null(False)
     if wrong.any():

@@ -10,23 +10,29 @@ from typing import TYPE_CHECKING
 from ..core.doors import front_door
 
 if TYPE_CHECKING:
+    from mlkit.monitor.adaptive import Adwin  # noqa: F401
     from mlkit.monitor.drift import Drift, Limits, compare, find_slices  # noqa: F401
     from mlkit.monitor.health import HealthLimits, freshness, judge_health, newest, read_metrics  # noqa: F401
     from mlkit.monitor.loop import retrain  # noqa: F401
-    from mlkit.monitor.policy import Policy, Verdict, add_baseline, check, compare_quality, judge, with_answers  # noqa: F401
+    from mlkit.monitor.policy import Policy, Verdict, add_baseline, check, judge, read_baseline, with_answers  # noqa: F401
     from mlkit.monitor.quality import Cbpe, Dle, calibration_drift, classification, forecasts, join_labels, over_time, regression  # noqa: F401
+    from mlkit.monitor.reference import Reference, assess, compare_quality, make_reference  # noqa: F401
     from mlkit.monitor.report import Report, alert_rules, dashboard  # noqa: F401
+    from mlkit.monitor.served import is_kept, read_samples, with_labels  # noqa: F401
     from mlkit.monitor.statistics import MonitorError  # noqa: F401
     from mlkit.monitor.windows import Cusum, Panes, Window, level_scores, panes, slide, timeline, watch_level  # noqa: F401
 
 # %% ../../nbs/monitor/index.ipynb #91289321
 __getattr__, __dir__ = front_door(__name__, {
+    "adaptive": ("Adwin",),
     "drift": ("Drift", "Limits", "compare", "find_slices"),
     "health": ("HealthLimits", "freshness", "judge_health", "newest", "read_metrics"),
     "loop": ("retrain",),
-    "policy": ("Policy", "Verdict", "add_baseline", "check", "compare_quality", "judge", "with_answers"),
+    "policy": ("Policy", "Verdict", "add_baseline", "check", "judge", "read_baseline", "with_answers"),
     "quality": ("Cbpe", "Dle", "calibration_drift", "classification", "forecasts", "join_labels", "over_time", "regression"),
+    "reference": ("Reference", "assess", "compare_quality", "make_reference"),
     "report": ("Report", "alert_rules", "dashboard"),
+    "served": ("is_kept", "read_samples", "with_labels"),
     "statistics": ("MonitorError",),
     "windows": ("Cusum", "Panes", "Window", "level_scores", "panes", "slide", "timeline", "watch_level"),
 })

@@ -145,7 +145,7 @@ def _part_rows(before: Profile, now: Profile, name: str, limits: Limits) -> list
     base = {"column": name, "kind": column.kind, "n_before": was.rows, "n_now": column.rows}
     if was.kind != column.kind:
         return [base | {"state": "retyped", "note": f"was {was.kind} ({was.dtype}), is {column.kind} ({column.dtype})"}]
-    retyped = f"{was.dtype} → {column.dtype}" if was.dtype != column.dtype else ""
+    retyped = f"{was.dtype} → {column.dtype}" if was.dtype != column.dtype and column.kind != "image" else ""
     if column.kind in ("time", "none"):
         note = "time goes on" if column.kind == "time" else "" if was.missing == was.rows else f"no way to compare {column.dtype}"
         return [base | {"state": "empty" if column.kind == "none" and not note else "not compared", "note": "; ".join(filter(None, [note, retyped]))}]

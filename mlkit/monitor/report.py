@@ -121,7 +121,7 @@ def _line(name: str, rows: list[dict]) -> str:
     wide, tall, top = 520, 60, max(1e-9, *(r["effect"] or 0 for r in rows), rows[0]["limit"] * 1.2)
     x = np.linspace(6, wide - 6, len(rows)) if len(rows) > 1 else [wide / 2]
     y = [tall - 4 - (tall - 8) * (r["effect"] or 0) / top for r in rows]
-    dots = "".join(f'<circle class="{"bad" if r["state"] in ALARMS else "ok"}" cx="{a:.1f}" cy="{b:.1f}" r="3"><title>{escape(r["start"])}: {_effect(r)} {escape(r["state"])}</title></circle>' for a, b, r in zip(x, y, rows))
+    dots = "".join(f'<circle class="{"bad" if r["state"] in ALARMS else "ok" if r["state"] == "ok" else "none"}" cx="{a:.1f}" cy="{b:.1f}" r="3"><title>{escape(r["start"])}: {_effect(r)} {escape(r["state"])}</title></circle>' for a, b, r in zip(x, y, rows))
     limit = tall - 4 - (tall - 8) * rows[0]["limit"] / top
     points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y))
     return f'<figure><figcaption>{escape(name)}</figcaption><svg viewBox="0 0 {wide} {tall}" class="pic" role="img"><title>effect over time</title><line class="limit" x1="0" x2="{wide}" y1="{limit:.1f}" y2="{limit:.1f}"/><polyline class="now" points="{points}"/>{dots}</svg></figure>'

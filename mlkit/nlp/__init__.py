@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 from ..core.doors import front_door
 
 if TYPE_CHECKING:
+    from mlkit.nlp.checkpoints import from_huggingface  # noqa: F401
     from mlkit.nlp.data import LengthBatches, TextData, locate_model  # noqa: F401
     from mlkit.nlp.embeddings import Embedder, SemanticIndex, build_index  # noqa: F401
-    from mlkit.nlp.models import TextClassifier, TextModel, TextRegressor, TokenClassifier  # noqa: F401
+    from mlkit.nlp.models import TextClassifier, TextModel, TextRegressor, TokenClassifier, text_model  # noqa: F401
     from mlkit.nlp.spans import NLPError, SpanEvaluation, evaluate_spans, from_words  # noqa: F401
 
 # %% ../../nbs/nlp/index.ipynb #710acc92
 __getattr__, __dir__ = front_door(__name__, {
+    "checkpoints": ("from_huggingface",),
     "data": ("LengthBatches", "TextData", "locate_model"),
     "embeddings": ("Embedder", "SemanticIndex", "build_index"),
-    "models": ("TextClassifier", "TextModel", "TextRegressor", "TokenClassifier"),
+    "models": ("TextClassifier", "TextModel", "TextRegressor", "TokenClassifier", "text_model"),
     "spans": ("NLPError", "SpanEvaluation", "evaluate_spans", "from_words"),
 })

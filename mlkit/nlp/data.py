@@ -26,7 +26,7 @@ from ..data.labels import class_numbers, find_labels, find_task, label_matrix, t
 from ..data.splits import split as split_by
 from ..data.tables import require
 from ..data.texts import TOKENIZER, TextPreprocess, Tokens, as_texts, plain_tokenizer
-from .spans import NLPError, mark_tokens
+from .spans import NLPError, check_spans, mark_tokens
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", ".*IProgress.*")
@@ -182,7 +182,7 @@ class TextData(LightningDataModule):
         task: str | None = None,  # one of TASKS; by default what the labels say
         length: int = 256,  # tokens that the network sees at once
         windows: int | None = None,  # windows of a long text that are read at most; learnt by default
-        stride: int = 32,  # tokens that neighbouring windows share
+        stride: int | None = None,  # tokens that neighbouring windows share; an eighth of `length` by default
         batch_size: int = 32,
         labels: Sequence[str] | None = None,  # the classes of a trained model; by default those of the training split
     ):
@@ -196,11 +196,13 @@ class TextData(LightningDataModule):
         self.task = _checked_task(task or find_task(frame[label]))
         self.tokenizer = "its own" if isinstance(tokenizer, bytes) else str(tokenizer)
         content = tokenizer if isinstance(tokenizer, bytes) else read_tokenizer(tokenizer)
-        self.prepare = _prepare(content, self.frame[text], length, windows, stride, self.task == "token-classification")
+        self.prepare = _prepare(content, self.frame[text], length, windows, length // 8 if stride is None else stride, self.task == "token-classification")
         self.labels = () if self.task == "regression" else find_labels(self.frame, label, split, labels)
         self._datasets = {}
         if self.task == "regression":
             target_values(self.frame[label])
+        if self.task == "token-classification":
+            check_spans(self.frame[text], self.frame[label])
 
     def rows(self, side: str) -> pl.DataFrame:
         "The rows of a side. Raises `NLPError` if there are none."

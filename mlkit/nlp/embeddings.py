@@ -42,9 +42,9 @@ class Embedder:
     name: str = "embedder"
 
     @classmethod
-    def pretrained(cls, name: str | Path = "minilm", length: int = 256, windows: int = 1, stride: int = 32) -> "Embedder":
+    def pretrained(cls, name: str | Path = "minilm", length: int = 256, windows: int = 1) -> "Embedder":
         "Take a pretrained model. Raises `NLPError` if there is none of that name."
-        return cls(EmbeddingNetwork(make_encoder(name)).eval(), TextPreprocess(read_tokenizer(name), length, windows, stride), Path(name).name)
+        return cls(EmbeddingNetwork(make_encoder(name)).eval(), TextPreprocess(read_tokenizer(name), length, windows, length // 8), Path(name).name)
 
     @classmethod
     def of(cls, model: TextModel) -> "Embedder":

@@ -150,13 +150,22 @@ def to_onnx(network: torch.nn.Module, batch: dict[str, torch.Tensor], axes: dict
     shapes = {name: {i: dims[axis] for i, axis in enumerate(axes[name])} for name in batch}
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
-        options = {"input_names": list(batch), "output_names": [output], "dynamo": True, "verbose": False}
+        options = {"input_names": list(batch), "output_names": ["answer"], "dynamo": True, "verbose": False}
         program = torch.onnx.export(network.eval(), (), kwargs=batch, dynamic_shapes=shapes, **options)
+    _only_one(program.model.graph, output)
     proto = program.model_proto
+    _call(proto.graph, {"answer": output, output: f"{output}_inside"})  # the exporter may have called something "embedding" before
     for part in (proto, proto.graph, *proto.functions, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
     return proto.SerializeToString(deterministic=True)
+
+
+def _only_one(graph, name: str):
+    "Rename the values inside a graph that are called as its output is; torch names them after operators, `embedding` among them."
+    for value in (value for node in graph for value in node.outputs):
+        if value.name == name and value not in graph.outputs:
+            value.name = f"{name}_inside"
 
 
 def plain(network: torch.nn.Module) -> torch.nn.Module:
@@ -165,3 +174,12 @@ def plain(network: torch.nn.Module) -> torch.nn.Module:
     if hasattr(network.encoder, "merge_and_unload"):
         network.encoder = network.encoder.merge_and_unload()
     return network
+
+
+def _call(graph, names: dict[str, str]):
+    "Give values of a graph other names."
+    for node in graph.node:
+        for side in (node.input, node.output):
+            side[:] = [names.get(name, name) for name in side]
+    for value in (*graph.initializer, *graph.value_info, *graph.output):
+        value.name = names.get(value.name, value.name)

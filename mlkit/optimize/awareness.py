@@ -6,9 +6,8 @@
 __all__ = ['round_weights', 'round_activations', 'rounding', 'fit_for_int8']
 
 # %% ../../nbs/optimize/05a_aware.ipynb #37f820eb
-import copy
 from contextlib import contextmanager
-from .distillation import distill
+from .distillation import distill, untied
 
 # %% ../../nbs/optimize/05a_aware.ipynb #5fc03239
 def round_weights(weight, bits: int = 8):
@@ -77,6 +76,6 @@ def fit_for_int8(
     **options,  # for `distill` and `mlkit.train.fit`
 ):
     "Train a copy of a model so that it bears int8; the result's model is a float network again."
-    aware = copy.deepcopy(model).cpu()
+    aware = untied(model)
     with rounding(aware.network):
         return distill(model, aware, data, epochs=epochs, lr=lr or model.lr / 10, **options)

@@ -6,10 +6,9 @@
 __all__ = ['example_call', 'attentions', 'take_out', 'prune']
 
 # %% ../../nbs/optimize/05_prune.ipynb #a19feab2
-import copy
 from typing import Any
 from .candidates import OptimizeError
-from .distillation import answered, distill
+from .distillation import answered, distill, untied
 
 # %% ../../nbs/optimize/05_prune.ipynb #7172d6d2
 class _Heard(Exception):
@@ -103,6 +102,6 @@ def prune(
     "Return a smaller copy of a model, trained to answer like it. Raises `OptimizeError`."
     if not 0 < share < 1:
         raise OptimizeError(f"the share to prune is between 0 and 1, such as 0.3, not {share}.")
-    smaller = copy.deepcopy(model).cpu().eval()
+    smaller = untied(model).eval()
     take_out(smaller.network, *example_call(smaller, data), share)
     return distill(model, smaller, data, epochs=epochs, **training).model

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'RECIPES', 'Budget', 'divide', 'follow', 'Trial', 'reasons', 'answers', 'Bench', 'attempt', 'choose',
-           'pareto', 'nearest', 'Search', 'plot_trials', 'Retrain', 'retrained', 'search']
+           'pareto', 'nearest', 'trials_table', 'shown_rows', 'Search', 'plot_trials', 'Retrain', 'lossy', 'trainings',
+           'search']
 
 # %% ../../nbs/optimize/06_search.ipynb #bfafe2c8
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,33 @@ def nearest(trials: list[Trial], budget: Budget) -> Trial | None:
 
     return min((t for t in trials if t.loss), key=excess, default=None)
 
+# %% ../../nbs/optimize/06_search.ipynb #d84e6298
+def _verdict(trial: Trial, chosen: Trial | None) -> str:
+    if chosen and trial.name == chosen.name:
+        return f"chosen, although it {'; '.join(trial.refused)}" if trial.refused else "chosen"
+    return "; ".join(trial.refused) or "would do"
+
+
+def trials_table(trials: Sequence[Trial], chosen: Trial | None) -> pl.DataFrame:
+    "Make a table of trials; `front` marks the Pareto front."
+    front = pareto(list(trials))
+    numbers = {n: [getattr(t, n) for t in trials] for n in ("ms", "ratio", "ratio_low", "ratio_high", "size_mb", "drop")}
+    loss = {f"drop_{n}": [getattr(t.loss, n, None) for t in trials] for n in ("low", "high", "p")}
+    words = {"front": [t.name in front for t in trials], "verdict": [_verdict(t, chosen) for t in trials]}
+    return pl.DataFrame({"name": [t.name for t in trials], **numbers, **loss, **words}, schema_overrides=dict.fromkeys((*numbers, *loss), pl.Float64))
+
+
+_HEADER = ("candidate", "ms", "speed", "MB", "drop", "front", "verdict")
+
+
+def shown_rows(table: pl.DataFrame) -> list[tuple]:
+    "The rows of a table of trials, for people."
+    shown = lambda value, form: format(value, form) if value is not None else None
+    return [
+        (r["name"], shown(r["ms"], ".3g"), r["ratio"] and f"{1 / r['ratio']:.2f}x", shown(r["size_mb"], ".3g"), shown(r["drop"], "+.2%"), "*" if r["front"] else "", r["verdict"])
+        for r in table.iter_rows(named=True)
+    ]
+
 # %% ../../nbs/optimize/06_search.ipynb #f06a1488
 @dataclass(frozen=True, repr=False)
 class Search:
@@ -230,24 +258,7 @@ class Search:
     @property
     def table(self) -> pl.DataFrame:
         "A row for each candidate; `front` marks the Pareto front."
-        front = pareto(list(self.trials))
-        numbers = {n: [getattr(t, n) for t in self.trials] for n in ("ms", "ratio", "ratio_low", "ratio_high", "size_mb", "drop")}
-        loss = {f"drop_{n}": [getattr(t.loss, n, None) for t in self.trials] for n in ("low", "high", "p")}
-        words = {"front": [t.name in front for t in self.trials], "verdict": [self._verdict(t) for t in self.trials]}
-        return pl.DataFrame({"name": [t.name for t in self.trials], **numbers, **loss, **words}, schema_overrides=dict.fromkeys((*numbers, *loss), pl.Float64))
-
-    def _verdict(self, trial: Trial) -> str:
-        if self.chosen and trial.name == self.chosen.name:
-            return f"chosen, although it {'; '.join(trial.refused)}" if trial.refused else "chosen"
-        return "; ".join(trial.refused) or "would do"
-
-    def rows(self) -> list[tuple]:
-        "The table for people."
-        shown = lambda value, form: format(value, form) if value is not None else None
-        return [
-            (t.name, shown(t.ms, ".3g"), f"{1 / t.ratio:.2f}x" if t.ratio else None, shown(t.size_mb, ".3g"), shown(t.drop, "+.2%"), "*" if front else "", verdict)
-            for t, front, verdict in zip(self.trials, self.table["front"], self.table["verdict"])
-        ]
+        return trials_table(self.trials, self.chosen)
 
     def take(self, name: str) -> "Search":
         "Choose a candidate by name, whatever was measured. Raises `OptimizeError` if there is none."
@@ -279,21 +290,21 @@ class Search:
         return plot_trials(self)
 
     def __repr__(self):
-        return f"{text_table(self.rows(), _HEADER, align='lrrrrll')}\n{self._closing()}"
+        return f"{text_table(shown_rows(self.table), _HEADER, align='lrrrrll')}\n{_closing(self)}"
 
     def _repr_html_(self) -> str:
-        return f"{html_table(self.rows(), header=_HEADER, align='lrrrrll')}<p>{self._closing()}</p>"
-
-    def _closing(self) -> str:
-        where = f"Measured on {self.machine['cpu']} ({', '.join(self.machine['features']) or self.machine['machine']}), threads: {self.machine['threads']}."
-        if self.chosen is None:
-            return f"Nothing meets the budget. {self.nearly()} {where}"
-        facts = [f"{1 / self.chosen.ratio:.2f} times as fast"] if self.chosen.ratio else []
-        facts += [f"loses {self.chosen.loss}"] if self.chosen.loss else []
-        return f"{self.chosen.name}: {', '.join(facts)}. {where}"
+        return f"{html_table(shown_rows(self.table), header=_HEADER, align='lrrrrll')}<p>{_closing(self)}</p>"
 
 
-_HEADER = ("candidate", "ms", "speed", "MB", "drop", "front", "verdict")
+def _closing(found: Search) -> str:
+    "Say in a sentence what was found, and where."
+    machine = found.machine
+    where = f"Measured on {machine['cpu']} ({', '.join(machine['features']) or machine['machine']}), threads: {machine['threads']}."
+    if found.chosen is None:
+        return f"Nothing meets the budget. {found.nearly()} {where}"
+    facts = [f"{1 / found.chosen.ratio:.2f} times as fast"] if found.chosen.ratio else []
+    facts += [f"loses {found.chosen.loss}"] if found.chosen.loss else []
+    return f"{found.chosen.name}: {', '.join(facts)}. {where}"
 
 # %% ../../nbs/optimize/06_search.ipynb #85f1523d
 def plot_trials(found: Search):
@@ -340,25 +351,25 @@ def _exported(model, retrain: Retrain, step: str) -> Candidate:
         return Candidate(step, as_packaged(Path(aside) / "model").model, (step,))
 
 
-def _lossy(trials: list[Trial]) -> Trial | None:
-    "The fastest int8 candidate, if all that are faster than the original lose too much."
+def lossy(trials: list[Trial]) -> Trial | None:
+    "Find the fastest int8 candidate, if all that are faster than the original lose too much."
     quick = [t for t in trials if t.candidate and "int8" in t.name and t.loss and t.ratio_high < 1]
     return min(quick, key=lambda t: t.ratio) if quick and all(t.refused for t in quick) else None
 
 
-def retrained(retrain: Retrain, trials: list[Trial], budget: Budget) -> Iterator[Candidate]:
-    "Train and export candidates, one after the other. Raises `OptimizeError` for one that cannot be made."
+def trainings(retrain: Retrain, trials: list[Trial]) -> dict[str, Callable]:  # what it makes -> the function that trains it
+    "List the trainings that may help."
     from mlkit.optimize.awareness import fit_for_int8
     from mlkit.optimize.distillation import distill
     from mlkit.optimize.pruning import prune
 
-    training = {"epochs": retrain.epochs, **retrain.options}
-    for share in retrain.prune:
-        yield _exported(prune(retrain.model, retrain.data, share, **training), retrain, f"pruned {share:.0%}")
+    model, data, training = retrain.model, retrain.data, {"epochs": retrain.epochs, **retrain.options}
+    wanted = {f"pruned {share:.0%}": lambda share=share: prune(model, data, share, **training) for share in retrain.prune}
     if retrain.student is not None:
-        yield _exported(distill(retrain.model, retrain.student, retrain.data, **training).model, retrain, "distilled")
-    if retrain.aware and _lossy(trials):
-        yield _exported(fit_for_int8(retrain.model, retrain.data, **training).model, retrain, "trained for int8")
+        wanted["distilled"] = lambda: distill(model, retrain.student, data, **training).model
+    if retrain.aware and lossy(trials):
+        wanted["trained for int8"] = lambda: fit_for_int8(model, data, **training).model
+    return wanted
 
 # %% ../../nbs/optimize/06_search.ipynb #2a9ad6b0
 def search(
@@ -412,13 +423,17 @@ def _made(start: Candidate, recipes, feeds, say) -> tuple[list[Candidate], list[
 
 
 def _retrained_trials(bench: Bench, start: Candidate, trials: list[Trial], retrain: Retrain, say) -> tuple[list[Trial], list[Trial]]:
-    "Measure trained candidates, as they are and quantized."
-    best = choose([t for t in trials if "int8" in t.name]) or _lossy(trials)
-    recipes = [best.candidate.steps] if best else []
+    "Measure trained candidates, as they are and quantized; what cannot be trained becomes a refused trial."
+    best = choose([t for t in trials if "int8" in t.name]) or lossy(trials)
     candidates, impossible = [], []
-    for candidate in retrained(retrain, trials, bench.budget):
-        say(candidate.name)
-        made, failed = _made(candidate, recipes, bench.calibration, say)
+    for step, train in trainings(retrain, trials).items():
+        say(step)
+        try:
+            candidate = _exported(train(), retrain, step)
+        except OptimizeError as error:
+            impossible.append(Trial(step, None, refused=(f"not possible: {error}",)))
+            continue
+        made, failed = _made(candidate, [best.candidate.steps] if best else [], bench.calibration, say)
         candidates, impossible = [*candidates, candidate, *made], impossible + failed
     return attempt(bench, [start, *candidates])[1:], impossible
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['import_environment', 'package_folders', 'installed_state', 'fingerprint', 'socket_paths', 'ensure', 'hand_over',
-           'Request', 'Attempt', 'Server', 'running', 'superfluous', 'threads', 'why_unsafe', 'is_project', 'top_names',
+           'Request', 'Attempt', 'Server', 'running', 'superfluous', 'threads', 'why_unsafe', 'own_code', 'top_names',
            'import_unit', 'ShellToCome', 'pretend_kernel', 'stop_pretending', 'pass_on', 'begin', 'conclude', 'be_root',
            'fork_for', 'serve', 'relay', 'pass_to_light', 'missing', 'advance', 'accept', 'describe', 'main',
            'be_process', 'ask_all', 'stop']
@@ -209,10 +209,13 @@ def hand_over(order: dict, fds: list[int]) -> bool:
 
 # %% ../../nbs/pipeline/04_forkserver.ipynb #900389b9
 _kernel_base = (
-    "ipykernel.kernelapp", "ipykernel.zmqshell", "ipykernel.debugger", "IPython.core.completerlib", "IPython.core.debugger", "IPython.core.oinspect",
+    "ipykernel.kernelapp", "ipykernel.zmqshell", "ipykernel.debugger", "IPython.core.completerlib", "IPython.core.debugger", "IPython.core.logger", "IPython.core.oinspect",
     "IPython.extensions.storemagic", "tornado.platform.asyncio", "tornado.queues", "sqlite3", "pydoc", "pdb",
 )  # fmt: skip
-_worker_base = ("papermill.execute", "nbclient", "jupyter_client.asynchronous", "mlkit.pipeline.worker", "mlkit.pipeline.engine", "mlkit.pipeline.kernels")
+_worker_base = (
+    "papermill.execute", "nbclient", "jupyter_client.asynchronous", "psutil", "mlkit.pipeline.worker", "mlkit.pipeline.engine", "mlkit.pipeline.kernels",
+    "mlkit.pipeline.stage",
+)  # fmt: skip
 
 
 @dataclass
@@ -255,6 +258,7 @@ class Server:
     unsafe: dict[str, str] = field(default_factory=dict)
     early: set[str] = field(default_factory=set)  # what any kernel has imported before it sees its folder
     loaded: set[str] = field(default_factory=set)
+    code: dict[str, int] = field(default_factory=dict)  # the files of mlkit that are imported, as they were then
     waiting: list[Request] = field(default_factory=list)
     attempt: Attempt | None = None
     light: socket.socket | None = None  # to the process that forks for those who need no modules
@@ -353,9 +357,10 @@ def _import(name: str):
         getattr(importlib.import_module(parent), attribute)
 
 
-def is_project() -> bool:
-    "Tell whether mlkit itself is no installed package, but somebody's working copy."
-    return not os.path.realpath(processes.__file__).startswith(tuple(os.path.realpath(f) + os.sep for f in package_folders()))
+def own_code() -> dict[str, int]:
+    "Say which files of mlkit are imported, and when each was last changed."
+    modules = [m for n, m in list(sys.modules.items()) if n.partition(".")[0] == "mlkit" and getattr(m, "__file__", None)]
+    return {m.__file__: os.stat(m.__file__).st_mtime_ns if os.path.exists(m.__file__) else 0 for m in modules}
 
 
 def _import_base(server: Server):
@@ -363,9 +368,8 @@ def _import_base(server: Server):
         importlib.import_module(name)
     server.early = top_names()
     for name in _worker_base:
-        if not (name.startswith("mlkit.") and is_project()):
-            with suppress(Exception):  # a worker will say what is wrong with it
-                importlib.import_module(name)
+        with suppress(Exception):  # a worker will say what is wrong with it
+            importlib.import_module(name)
     with suppress(Exception):
         _warm_up()
 
@@ -462,7 +466,7 @@ def _take_over(server: Server, unit: str, line: socket.socket):
     server.modules.append(unit)
     if unit == "base":
         pretend_kernel()
-    server.loaded = top_names()
+    server.loaded, server.code = top_names(), own_code() | server.code
     sys.path_importer_cache.clear()  # forks look at the folders for themselves
     importlib.invalidate_caches()
     gc.collect()
@@ -704,7 +708,7 @@ def be_process(server: Server, request: Request):
     if "base" in server.modules:
         stop_pretending(server.environment)
     fresh.be_born(request.order, streams, server.python_path)
-    if is_project():
+    if own_code() != server.code:
         for name in [n for n in sys.modules if n.partition(".")[0] == "mlkit"]:
             del sys.modules[name]
     old = set(sys.modules)

@@ -23,6 +23,7 @@ def known_places() -> tuple[str, ...]:
     home = os.path.expanduser("~")
     paths = {sys.prefix, sys.base_prefix, sys.exec_prefix, *sysconfig.get_paths().values()}
     paths |= {p for p in sys.path if "site-packages" in p or "dist-packages" in p}
+    paths |= {os.environ[v] for v in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR") if os.environ.get(v)}  # else they are below the home's dot
     system = ("/proc/", "/sys/", "/dev/", "/etc/", "/usr/", "/lib/", "/lib64/", "/var/", "/run/")
     return (*(os.path.realpath(p) + os.sep for p in paths), os.path.join(home, "."), *system)
 

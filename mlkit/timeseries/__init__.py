@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mlkit.timeseries.conformal import conformal_offsets  # noqa: F401
     from mlkit.timeseries.data import SeriesData  # noqa: F401
     from mlkit.timeseries.evaluation import draw_forecasts, draw_series, draw_steps, evaluate_forecasts  # noqa: F401
+    from mlkit.timeseries.hierarchy import Hierarchy, make_hierarchy, reconcile  # noqa: F401
     from mlkit.timeseries.models import Forecaster, ensemble, request_rows  # noqa: F401
     from mlkit.timeseries.recipes import RECIPES, Recipe, forecaster  # noqa: F401
     from mlkit.timeseries.ridge import solve  # noqa: F401
@@ -30,6 +31,7 @@ _own = front_door(__name__, {
     "conformal": ("conformal_offsets",),
     "data": ("SeriesData",),
     "evaluation": ("draw_forecasts", "draw_series", "draw_steps", "evaluate_forecasts"),
+    "hierarchy": ("Hierarchy", "make_hierarchy", "reconcile"),
     "models": ("Forecaster", "ensemble", "request_rows"),
     "recipes": ("RECIPES", "Recipe", "forecaster"),
     "ridge": ("solve",),

@@ -338,6 +338,8 @@ class SeriesData(LightningDataModule):
         counts = ", ".join(f"{len(self.windows(side)):,} {side}" for side in SIDES)
         return f"{self.panel!r}; {self.spec.context} points before, {self.spec.horizon} to forecast, season {self.spec.season}; windows: {counts}"
 
+    __str__ = __repr__  # Lightning's own counts other things
+
 # %% ../../nbs/timeseries/00_data.ipynb #c722e370
 def _categories(values: tuple) -> tuple[str, ...] | None:
     "The names among static values, sorted; `None` for numbers."

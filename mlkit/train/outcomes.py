@@ -114,7 +114,7 @@ class TagEvaluation:
         from torchmetrics.functional.classification import multilabel_average_precision
 
         hits, rows, said = (self.truth & self.answered).sum(0), self.truth.sum(0), self.answered.sum(0)
-        chances = torch.from_numpy(np.ascontiguousarray(self.predictions["probabilities"].to_numpy()))
+        chances = torch.from_numpy(np.array(self.predictions["probabilities"].to_numpy()))
         area = multilabel_average_precision(chances, torch.from_numpy(self.truth.astype(np.int64)), len(self.labels), average=None).reshape(-1).tolist()
         share = lambda a, b: [x / y if y else None for x, y in zip(a, b)]
         columns = {"precision": share(hits, said), "recall": share(hits, rows), "f1": share(2 * hits, rows + said), "average_precision": [a if n else None for a, n in zip(area, rows)]}

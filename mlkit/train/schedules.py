@@ -33,7 +33,8 @@ def make_schedule(optimizer, steps: int, schedule: Literal["one-cycle", "cosine"
     steps = max(2, steps + 1)  # Lightning steps once more after the last batch
     if schedule == "one-cycle":
         highest = [group["lr"] for group in optimizer.param_groups]
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, total_steps=steps, pct_start=0.25 if warmup is None else warmup, cycle_momentum=False)
+        rising = max(2 / steps, 0.25 if warmup is None else warmup)  # torch divides by zero where the rise is one step long
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, total_steps=steps, pct_start=rising, cycle_momentum=False)
     if schedule not in ("cosine", "constant"):
         raise TrainError(f'There is no schedule "{schedule}": use "one-cycle", "cosine" or "constant".')
     rise = max(1, round(steps * (0.05 if warmup is None else warmup)))

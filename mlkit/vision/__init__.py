@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..core.doors import front_door
 
 if TYPE_CHECKING:
+    from mlkit.vision.checkpoints import from_timm  # noqa: F401
     from mlkit.vision.data import Augment, ImageData, VisionError, mix  # noqa: F401
     from mlkit.vision.looking import embed, grad_cam, nearest, show_attention  # noqa: F401
     from mlkit.vision.models import ImageClassifier, ImageModel, ImageRegressor, ImageTagger  # noqa: F401
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/vision/index.ipynb #64da3e21
 __getattr__, __dir__ = front_door(__name__, {
+    "checkpoints": ("from_timm",),
     "data": ("Augment", "ImageData", "VisionError", "mix"),
     "looking": ("embed", "grad_cam", "nearest", "show_attention"),
     "models": ("ImageClassifier", "ImageModel", "ImageRegressor", "ImageTagger"),

@@ -109,15 +109,15 @@ class ImageModel(LightningModule):
 
     def configure_optimizers(self):
         k = self.learning
-        groups = layer_groups(self.network.backbone, k["lr"], k["weight_decay"], k["body_rate"], k["layer_decay"])
-        return make_optimizer(groups, k["lr"], steps=int(self.trainer.estimated_stepping_batches), schedule=k["schedule"], optimizer=k["optimizer"])
+        groups = layer_groups(self.network.backbone, self.lr, k["weight_decay"], k["body_rate"], k["layer_decay"])
+        return make_optimizer(groups, self.lr, steps=int(self.trainer.estimated_stepping_batches), schedule=k["schedule"], optimizer=k["optimizer"])
 
 # %% ../../nbs/vision/02_models.ipynb #a2ee94c7
 class Trained:
     "What every trained image model can do."
 
     def data(self, frame: pl.DataFrame | pl.LazyFrame, **options) -> ImageData:
-        "Prepare a labelled frame just as the training data were. Raises `VisionError` for labels that the model does not know."
+        "Prepare a labelled frame just as the training data were. Raises `LabelError` for labels that the model does not know."
         prepare = self.prepare
         ours = {"size": (prepare.height, prepare.width), "channels": prepare.channels, "fit": prepare.fit, "task": self.task, "labels": self.labels}
         return ImageData(frame, **{**ours, **options})

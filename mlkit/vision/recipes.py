@@ -45,7 +45,7 @@ class Recipe:
 # %% ../../nbs/vision/04_recipes.ipynb #fba0ce3f
 RECIPES = {
     "small": Recipe(
-        "small images of things, from scratch: 15 minutes on two cores for 60,000 of 28 x 28",
+        "small images of things, from scratch",
         "small_resnet",
         data={"batch_size": 128, "augment": Augment(rotate=0, zoom=0.05, shift=0.07, flip=True, erase=0.3)},
         model={"width": 32, "lr": 1e-2, "label_smoothing": 0.05},

@@ -46,6 +46,7 @@ def own_places() -> Path:
     home = Path(tempfile.mkdtemp(prefix="mlkit-bench-"))
     (home / "runtime").mkdir(mode=0o700)
     os.environ |= {"MLKIT_STORE": str(home / "store"), "MLKIT_RUNTIME": str(home / "runtime"), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what pip installs has its bytecode: a checkout may have its own as well
     return home
 
 

@@ -1,6 +1,7 @@
-"""Fine-tuning MiniLM on the Stanford Sentiment Treebank: quality, and speed beside the Trainer of transformers.
+"""Fine-tuning MiniLM on the Stanford Sentiment Treebank: quality beside a bag of words, and speed beside the Trainer of transformers.
 
-`python tests/benchmarks/bench_text.py quality [--methods full,lora] [--seeds 0,1,2]` trains on the 6,920 sentences, keeps the best epoch by the validation part and touches the test part once a seed.
+`python tests/benchmarks/bench_nlp.py quality [--methods words,full,lora] [--seeds 0,1,2]` trains on the 6,920 sentences, keeps the best epoch by the validation part and touches the test part once a seed. `words` is TF-IDF
+of words and pairs of words with a logistic regression of scikit-learn, its penalty chosen by the validation part: the floor that a network has to beat.
 `... glue` trains on GLUE's 67,349 phrases (validation part only: GLUE publishes no test labels). `... speed [--sentences 1920]` trains one epoch with each side in turn. All need $MLKIT_DATA/sst2.
 """
 
@@ -17,6 +18,7 @@ import time
 from bench import in_turn, report
 
 METHODS = {
+    "words": {},
     "full": {"model": {}, "epochs": 4},
     "lora": {"model": {"lora": 16}, "epochs": 4},
     "glue": {"model": {}, "epochs": 3, "data": "sst2-glue"},
@@ -45,6 +47,22 @@ def train(data: str, method: str, seed: int, precision: str) -> dict:
     sides = set(texts.frame["split"])
     row["test"] = result.evaluate("test").accuracy if "test" in sides else None
     return row | {"seconds": result.seconds, "processor seconds": time.process_time() - started, "threads": result.settings["threads"]}
+
+
+def words(data: str, seed: int, **_) -> dict:
+    "TF-IDF and a logistic regression."
+    from mlkit.data import load
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    started, wall, frame = time.process_time(), time.perf_counter(), load(data)
+    sides = {side: frame.filter(split=side) for side in frame["split"].unique()}
+    vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True).fit(sides["train"]["text"].to_list())
+    score = lambda model, side: float(model.score(vectors.transform(sides[side]["text"].to_list()), sides[side]["label"].to_list()))
+    made = [LogisticRegression(C=c, max_iter=1000, random_state=seed).fit(vectors.transform(sides["train"]["text"].to_list()), sides["train"]["label"].to_list()) for c in (0.3, 1, 3, 10, 30)]
+    best = max(made, key=lambda model: score(model, "validation"))
+    row = {"method": "words", "seed": seed, "validation": score(best, "validation"), "epoch": None, "test": score(best, "test") if "test" in sides else None}
+    return row | {"seconds": time.perf_counter() - wall, "processor seconds": time.process_time() - started, "threads": 1}
 
 
 def ours(sentences: int) -> dict:
@@ -87,13 +105,13 @@ def theirs(sentences: int) -> dict:
 
 
 def child(call: dict) -> dict:
-    found = {"train": train, "ours": ours, "theirs": theirs}[call.pop("do")](**call)
+    found = {"train": train, "words": words, "ours": ours, "theirs": theirs}[call.pop("do")](**call)
     return found | {"peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000}
 
 
 def quality(args) -> list[dict]:
     methods = ["glue"] if args.part == "glue" else args.methods.split(",")
-    calls = [{"do": "train", "data": METHODS[m].get("data", "sst2"), "method": m, "seed": int(s), "precision": args.precision} for m in methods for s in args.seeds.split(",")]
+    calls = [{"do": "words" if m == "words" else "train", "data": METHODS[m].get("data", "sst2"), "method": m, "seed": int(s), "precision": args.precision} for m in methods for s in args.seeds.split(",")]
     rows = [measured(call) for call in calls]
     for method in methods:
         own = [r for r in rows if r["method"] == method]
@@ -121,7 +139,7 @@ if __name__ == "__main__":
         raise SystemExit
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["quality", "glue", "speed"])
-    parser.add_argument("--methods", default="full,lora")
+    parser.add_argument("--methods", default="words,full,lora")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--precision", default="32-true", help='"bf16-mixed" where the processor has bfloat16')
     parser.add_argument("--sentences", type=int, default=1920)
