@@ -362,6 +362,23 @@ def test_requests_that_cannot_be_served_end_the_command_well(tmp_path):
         assert done.returncode == 2 and "There is no bundle" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (("--shadow", "{slow}=1"), 'is a version of "slow", which is not served'),
+        (("--challenger", "{first}=0.5"), "is the champion itself"),
+        (("--shadow", "{stranger}=1"), "has other outputs than the champion"),
+        (("--sample-share", "7"), "a share from 0 to 1"),
+        (("--tls-cert", "{first}"), "both --tls-cert and --tls-key"),
+        (("--tokens", "{first}/nothing"), "cannot be read"),
+    ],
+)
+def test_what_cannot_be_served_as_asked_is_refused_before_it_is_ready(bundles, tmp_path, words, said):
+    places = {"slow": bundles / "slow", "first": bundles / "first", "stranger": slow_bundle(tmp_path / "stranger", side=2, name="linear")}
+    done = subprocess.run([sys.executable, "-m", "mlkit", "serve", bundles / "first", "--port", "0", *(w.format(**places) for w in words)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
 def test_strings_in_binary_are_taken_and_told_apart(server):
     header = json.dumps({"inputs": [{"name": "x", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 7}}]}).encode()
     status, _, said = server.ask("/v2/models/linear/infer", header + pack([b"abc"]), inference_header_content_length=str(len(header)))

@@ -16,7 +16,7 @@ from pathlib import Path
 from time import perf_counter
 import numpy as np
 import polars as pl
-from ..bundle.format import MANIFEST, Tensor
+from ..bundle.format import MANIFEST, Manifest, Tensor
 from ..bundle.inputs import feeds, prepared
 from ..bundle.predict import Bundle
 from ..bundle.tasks import nothing
@@ -230,6 +230,19 @@ def locate(source: str) -> tuple[Path, str | None]:
     return registry.pull(name, version), str(version)
 
 # %% ../../nbs/serve/02_models.ipynb #7d257e14
+def _insist_alike(manifest: Manifest, versions: dict[str, Version], what: str, name: str, names):
+    "Raise `MLKitError` if a rival could not answer what its champion is asked."
+    champion = next((v.bundle.manifest for v in versions.values() if v.role == "champion"), None)
+    if champion is None:
+        raise MLKitError(f'{what} is a version of "{name}", which is not served here.{suggest(name, names)}')
+    for side in ("inputs", "outputs", "preprocess"):
+        own, other = getattr(manifest, side), getattr(champion, side)
+        alike = own.keys() == other.keys() if side == "preprocess" else [(t.name, t.dtype) for t in own] == [(t.name, t.dtype) for t in other]
+        if not alike:
+            said = ", ".join(map(str, own)) + " instead of " + ", ".join(map(str, other))
+            raise MLKitError(f'{what} has other {"columns" if side == "preprocess" else side} than the champion of "{name}": {said}.')
+
+
 class Models:
     "The versions that a server has, by name."
 
@@ -246,6 +259,10 @@ class Models:
         name = check_name(name or re.sub(r"[^A-Za-z0-9._-]+", "-", bundle.manifest.name))
         version = check_name(given or bytes_digest((bundle.folder / MANIFEST).read_bytes())[:8], "version")
         versions = self.names.get(name, {})
+        if role != "champion":
+            if version in versions and versions[version].role == "champion":
+                raise MLKitError(f"the {role} {source} is the champion itself.")
+            _insist_alike(bundle.manifest, versions, f"the {role} {source}", name, self.names)
         if version in versions and versions[version].role == role:
             return versions[version]
         loaded = Version(name, version, str(source), bundle, None, self.limits, role, share)

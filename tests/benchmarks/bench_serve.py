@@ -289,6 +289,26 @@ def ours(home: Path, values: np.ndarray) -> tuple[list[dict], float]:
     return rows, rows[0]["answers/s"]
 
 
+def texts(home: Path) -> list[dict]:
+    "Short texts of unequal lengths through MiniLM, one by one and in batches of like length."
+    try:
+        from mlkit.nlp import Embedder
+
+        Embedder.pretrained("minilm").export_bundle(home / "minilm", pl.DataFrame({"text": ["a short text", "another one"]}))
+    except ImportError as error:
+        return [{"what": "mlkit: MiniLM, short texts", "answers/s": None, "p50 ms": None, "p99 ms": None, "errors": f"not installed: {error.name}", "memory MB": None}]
+    words, random, rows = "the film is a quiet and often very funny look at what people do when they think that nobody sees them".split(), np.random.default_rng(0), []
+    bodies = [json.dumps([{"text": " ".join(random.choice(words, random.integers(3, 25)))}]).encode() for _ in range(200)]
+    for what, options in (("one by one", ("--max-batch", "1")), ("batched by length", ("--latency-target", "0.5"))):
+        with serving(home / "minilm", options=(*options, "--max-wait", "30"), core=CORES[0]) as server:
+            port, name = int(server.url.rsplit(":", 1)[1].strip("/")), json.loads(server.get("v2/models"))["models"][0]["name"]
+            requests = [http_request(f"/predict/{name}", body) for body in bodies]
+            hammer(port, requests, 32, 1.0, CORES[-1])
+            seen, errors, _ = hammer(port, requests, 32, SECONDS, CORES[-1])
+            rows.append({"what": f"mlkit: MiniLM, short texts, {what}", "answers/s": len(seen) / SECONDS, "p50 ms": float(np.median(seen)) * 1000, "p99 ms": float(np.quantile(seen, 0.99)) * 1000, "errors": errors, "memory MB": memory(server.process.pid)})
+    return rows
+
+
 def overload(home: Path) -> list[dict]:
     "Twice of what a slow network can answer."
     with serving(home / "slow", options=("--max-wait", "0.2"), core=CORES[0]) as server:
@@ -308,7 +328,7 @@ def main():
     peers = [beside(name, home, home / "mlp" / "model.onnx", values) for name in PEERS]
     best = max((r["answers/s"] for r in peers if r["answers/s"]), default=None)
     notes = [f"mlkit answers {rate / best:.1f} times as many as the best peer."] if best else []
-    report("One core for the server, one onnxruntime thread, one core for who asks", [*rows, *peers, *overload(home)], notes)
+    report("One core for the server, one onnxruntime thread, one core for who asks", [*rows, *texts(home), *peers, *overload(home)], notes)
     shutil.rmtree(home)
 
 
