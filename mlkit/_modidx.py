@@ -2544,6 +2544,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlkit.serve.models.Version': ('serve/models.html#version', 'mlkit/serve/models.py'),
                                     'mlkit.serve.models.Version.__post_init__': ( 'serve/models.html#version.__post_init__',
                                                                                   'mlkit/serve/models.py'),
+                                    'mlkit.serve.models.Version._see': ('serve/models.html#version._see', 'mlkit/serve/models.py'),
                                     'mlkit.serve.models.Version.submit': ('serve/models.html#version.submit', 'mlkit/serve/models.py'),
                                     'mlkit.serve.models.Work': ('serve/models.html#work', 'mlkit/serve/models.py'),
                                     'mlkit.serve.models._as_error': ('serve/models.html#_as_error', 'mlkit/serve/models.py'),
