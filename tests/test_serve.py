@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -18,6 +19,7 @@ import polars as pl
 import pytest
 from servers import linear_bundle, serving, slow_bundle
 
+from mlkit.bundle import Registry
 from mlkit.serve.protocol import pack
 
 
@@ -298,11 +300,83 @@ def test_shadows_and_challengers_get_their_share_and_samples_are_kept(bundles, t
     assert len(kept) == 61 and {"request_id", "time", "model", "version", "x", "prediction", "confidence"} <= set(kept.columns)
 
 
+def test_a_shadow_sees_what_is_asked_and_nobody_sees_its_answers(bundles, tmp_path):
+    with serving(bundles / "first", "--shadow", f"{bundles / 'second'}=1", "--samples", tmp_path / "samples", "--sample-share", "1") as server:
+        for _ in range(20):
+            assert server.json("/v2/models/linear/infer", tensor([1, 2, 3]))[1]["outputs"][0]["data"] == [4.0, 5.0]
+        assert server.json("/predict", [[1, 2, 3]])[1]["predictions"][0]["prediction"] == "yes"
+        roles = {m["role"]: m["version"] for m in server.json("/v2/models")[1]["models"]}
+        metrics = server.ask("/metrics")[2].decode()
+    kept = pl.scan_parquet(tmp_path / "samples/linear/*.parquet").collect()
+    assert dict(kept.group_by("version").len().iter_rows()) == {roles["champion"]: 21, roles["shadow"]: 21}
+    assert kept.filter(version=roles["shadow"])["request_id"].unique().to_list() == ["shadow"]
+    assert kept.group_by("version").agg(pl.col("confidence").n_unique()).height == 2 and f'version="{roles["shadow"]}"' in metrics
+
+
+def test_an_alias_is_followed_and_no_request_is_lost_on_the_way(bundles, tmp_path):
+    places = {"MLKIT_REGISTRY": str(tmp_path / "registry"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    registry = Registry(tmp_path / "registry")
+    versions = [registry.push(bundles / name) for name in ("first", "second")]
+    registry.promote("linear", versions[0], force=True)
+    with serving("registry:linear@champion", "--follow", "0.2", "--manage", environment=places) as server:
+        outcomes, stop = [], threading.Event()
+
+        def caller():
+            while not stop.is_set():
+                status, found = server.json("/v2/models/linear/infer", tensor([1, 2, 3]))
+                outcomes.append((status, found.get("model_version"), tuple(found["outputs"][0]["data"]) if status == 200 else found))
+
+        def until(version):
+            end = time.monotonic() + 20
+            while server.json("/v2/models/linear")[1]["versions"] != [str(version)]:
+                assert time.monotonic() < end, "the alias is not followed"
+                time.sleep(0.05)
+
+        threads = [threading.Thread(target=caller) for _ in range(3)]
+        [t.start() for t in threads]
+        until(versions[0])
+        registry.promote("linear", versions[1], force=True)
+        until(versions[1])
+        registry.rollback("linear")
+        until(versions[0])
+        stop.set()
+        [t.join() for t in threads]
+        assert set(outcomes) == {(200, str(versions[0]), (4.0, 5.0)), (200, str(versions[1]), (8.0, 10.0))}
+        assert server.json("/v2/repository/models/linear/load", {"parameters": {"version": str(versions[1])}})[1]["version"] == str(versions[1])
+
+
+def test_a_bundle_that_cannot_be_proved_takes_nothing_over(bundles, tmp_path):
+    shutil.copytree(bundles / "first", tmp_path / "linear")
+    with serving(tmp_path / "linear", "--manage", "--repository", tmp_path) as server:
+        (tmp_path / "linear/model.onnx").write_bytes(b"nonsense")
+        status, found = server.json("/v2/repository/models/linear/load", {})
+        assert status == 400 and "model.onnx" in found["error"]
+        assert server.json("/v2/models/linear/infer", tensor([1, 2, 3]))[1]["outputs"][0]["data"] == [4.0, 5.0]
+        assert server.ask("/v2/health/ready")[0] == 200
+
+
 def test_requests_that_cannot_be_served_end_the_command_well(tmp_path):
     command = ["-m", "mlkit", "serve", str(tmp_path / "none"), "--port", "0"]
     for more in ((), ("--workers", "2")):
         done = subprocess.run([sys.executable, *command, *more], capture_output=True, text=True, timeout=60)
         assert done.returncode == 2 and "There is no bundle" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (("--shadow", "{slow}=1"), 'is a version of "slow", which is not served'),
+        (("--challenger", "{first}=0.5"), "is the champion itself"),
+        (("--shadow", "{stranger}=1"), "has other outputs than the champion"),
+        (("--sample-share", "7"), "a share from 0 to 1"),
+        (("--tls-cert", "{first}"), "both --tls-cert and --tls-key"),
+        (("--tokens", "{first}/nothing"), "cannot be read"),
+    ],
+)
+def test_what_cannot_be_served_as_asked_is_refused_before_it_is_ready(bundles, tmp_path, words, said):
+    places = {"slow": bundles / "slow", "first": bundles / "first", "stranger": slow_bundle(tmp_path / "stranger", side=2, name="linear")}
+    done = subprocess.run([sys.executable, "-m", "mlkit", "serve", bundles / "first", "--port", "0", *(w.format(**places) for w in words)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
 
 
 def test_strings_in_binary_are_taken_and_told_apart(server):

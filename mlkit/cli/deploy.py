@@ -75,7 +75,7 @@ def add_commands(commands):
     deploy.add_argument("--rate", type=_number, metavar="N", help="answers a second that are expected; decides the number of replicas")
     deploy.add_argument("--mount", action="store_true", help="docker: mount the bundle instead of baking it into the image")
     deploy.add_argument("--kserve", action="store_true", help="kubernetes: write a KServe InferenceService")
-    deploy.add_argument("--runtime", metavar="FOLDER", help="edge: a folder that holds npm's onnxruntime-web; default: node_modules here or above, else npm pack")
+    deploy.add_argument("--runtime", metavar="FOLDER", help="edge: node_modules, or onnxruntime-web in it; default: node_modules here or above, else npm pack")
     deploy.set_defaults(call=_deploy)
     bench = commands.add_parser("bench", help="measure how much load a bundle's server carries")
     bench.add_argument("bundle", metavar="BUNDLE", help="a folder, or registry:name@alias")

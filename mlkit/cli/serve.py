@@ -26,6 +26,16 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f'a share from 0 to 1 is needed, not "{text}"')
+    return value
+
+
 def _with_share(text: str) -> tuple[str, float]:
     "Read BUNDLE=SHARE."
     bundle, _, share = text.rpartition("=")
@@ -84,7 +94,7 @@ _options = (
     ("--tls-cert", str, None, "a certificate (PEM)"),
     ("--tls-key", str, None, "its key (PEM)"),
     ("--samples", str, None, "a folder for sampled requests and answers, as Parquet"),
-    ("--sample-share", float, 0.01, "the share of requests that is kept there"),
+    ("--sample-share", _share, 0.01, "the share of requests that is kept there"),
 )
 
 

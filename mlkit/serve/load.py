@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import date
 import numpy as np
 import polars as pl
 from ..bundle.format import read_bundle
@@ -111,8 +112,16 @@ def golden_requests(bundle, name: str) -> list[bytes]:
 
 
 def json_row(row: dict) -> dict:
-    "Write a row as JSON data: bytes as base 64."
-    return {k: base64.b64encode(v).decode() if isinstance(v, bytes) else v for k, v in row.items()}
+    "Write a row as JSON data: bytes as base 64, times as ISO texts, and null for what is no number."
+    return {k: _json_value(v) for k, v in row.items()}
+
+
+def _json_value(value):
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, list):
+        return [_json_value(v) for v in value]
+    return value.isoformat() if isinstance(value, date) else None if value != value else value
 
 
 def http_request(path: str, body: bytes, kind: str = "application/json") -> bytes:

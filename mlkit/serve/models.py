@@ -16,7 +16,7 @@ from pathlib import Path
 from time import perf_counter
 import numpy as np
 import polars as pl
-from ..bundle.format import MANIFEST, Tensor
+from ..bundle.format import MANIFEST, Manifest, Tensor
 from ..bundle.inputs import feeds, prepared
 from ..bundle.predict import Bundle
 from ..bundle.tasks import nothing
@@ -156,11 +156,13 @@ class Version:
         self.inputs = manifest.inputs
         self.columns = self.bundle.task.answer(manifest, nothing(manifest.outputs), {}).columns  # of an answer
         self.head = {"model_name": self.name, "model_version": self.version}
+        self.seen = {}  # shapes that have been found good: most requests look like one before
 
     def submit(self, work: Work, done: Callable[[Answer | ServeError], None], client="", deadline=inf, gone: Callable[[], bool] = bool):
         "Have rows answered; `done` is called once, on the event loop. Raises `ServeError`."
         if work.tensors is not None:
-            rows, key = tensor_key(self.inputs, work.tensors, self.limits)
+            given = tuple((n, v.dtype, v.shape) for n, v in work.tensors.items())
+            rows, key = self.seen.get(given) or self._see(given, work.tensors)
         else:
             rows, key = len(work.frame), column_key(work.frame)
             if not 0 < rows <= self.limits.rows:
@@ -170,6 +172,13 @@ class Version:
             self.batcher.submit(Item(work, rows, (work.tensors is None, key), done, client, deadline, gone))
         else:
             _submit_pieces(self.batcher, work, key, done, client, deadline, gone)
+
+    def _see(self, given: tuple, tensors: dict[str, np.ndarray]) -> tuple[int, tuple]:
+        "Check shapes that are new here, and remember them, but no more than a thousand."
+        found = tensor_key(self.inputs, tensors, self.limits)
+        if len(self.seen) < 1000:
+            self.seen[given] = found
+        return found
 
 
 def _submit_pieces(batcher: Batcher, work: Work, key, done, client, deadline, gone):
@@ -222,12 +231,27 @@ def locate(source: str) -> tuple[Path, str | None]:
     "The folder of a bundle, and its version if a registry gave it one. Raises `MLKitError`."
     if not str(source).startswith("registry:"):
         return Path(source), None
-    from mlkit.bundle.registry import resolve
+    from mlkit.bundle.registry import Registry
 
-    path = Path(resolve(source))
-    return path, path.name
+    name, _, wanted = str(source).removeprefix("registry:").partition("@")
+    registry = Registry()
+    version = registry.state(name).version(wanted or None)
+    return registry.pull(name, version), str(version)
 
 # %% ../../nbs/serve/02_models.ipynb #7d257e14
+def _insist_alike(manifest: Manifest, versions: dict[str, Version], what: str, name: str, names):
+    "Raise `MLKitError` if a rival could not answer what its champion is asked."
+    champion = next((v.bundle.manifest for v in versions.values() if v.role == "champion"), None)
+    if champion is None:
+        raise MLKitError(f'{what} is a version of "{name}", which is not served here.{suggest(name, names)}')
+    for side in ("inputs", "outputs", "preprocess"):
+        own, other = getattr(manifest, side), getattr(champion, side)
+        alike = own.keys() == other.keys() if side == "preprocess" else [(t.name, t.dtype) for t in own] == [(t.name, t.dtype) for t in other]
+        if not alike:
+            said = ", ".join(map(str, own)) + " instead of " + ", ".join(map(str, other))
+            raise MLKitError(f'{what} has other {"columns" if side == "preprocess" else side} than the champion of "{name}": {said}.')
+
+
 class Models:
     "The versions that a server has, by name."
 
@@ -244,6 +268,10 @@ class Models:
         name = check_name(name or re.sub(r"[^A-Za-z0-9._-]+", "-", bundle.manifest.name))
         version = check_name(given or bytes_digest((bundle.folder / MANIFEST).read_bytes())[:8], "version")
         versions = self.names.get(name, {})
+        if role != "champion":
+            if version in versions and versions[version].role == "champion":
+                raise MLKitError(f"the {role} {source} is the champion itself.")
+            _insist_alike(bundle.manifest, versions, f"the {role} {source}", name, self.names)
         if version in versions and versions[version].role == role:
             return versions[version]
         loaded = Version(name, version, str(source), bundle, None, self.limits, role, share)

@@ -97,6 +97,8 @@ function numbersWidget(column, changed) {
 }
 const quietly = call => { try { return call(); } catch { return null; } };
 const WIDGETS = {image: imageWidget, text: textWidget, series: numbersWidget, numeric: numbersWidget};
+// Beside its numbers, a series may have columns of times and of names.
+const kindOf = settings => settings.kind === "series" ? {times: "time", names: "name"}[settings.of] || "series" : settings.kind;
 """
 
 # %% ../../nbs/serve/14_page.ipynb #bbb99dd4
@@ -219,17 +221,17 @@ async function ask(model, row) {
 # %% ../../nbs/serve/14_page.ipynb #b49e8134
 MODELS = r"""
 const hint = settings => settings.kind === "image" ? `image, brought to ${settings.height} × ${settings.width}`
-  : settings.kind === "numeric" ? (settings.shape?.length ? `numbers, ${settings.shape.join(" × ")}` : "a number") : settings.kind;
+  : settings.kind === "numeric" ? (settings.shape?.length ? `numbers, ${settings.shape.join(" × ")}` : "a number") : kindOf(settings);
 const tensor = ({name, datatype, shape}) => `${name}: ${datatype}[${shape.map(size => size < 0 ? "any" : size).join(", ")}]`;
 function example(model) {
   const url = new URL(`predict/${encodeURIComponent(model.name)}`, location.href).href, [only, ...others] = model.columns;
   if (!others.length && only.kind === "image") return `curl --data-binary @image.png --header 'Content-Type: image/png' ${url}`;
-  const value = {text: "some text", series: [1, 2, 3], numeric: only.scalar ? 1 : [1, 2, 3], image: "(the file in base 64)"};
+  const value = {text: "some text", series: [1, 2, 3], numeric: only.scalar ? 1 : [1, 2, 3], image: "(the file in base 64)", time: "2026-11-25T10:00:00", name: "a name"};
   return `curl --json '${JSON.stringify([Object.fromEntries(model.columns.map(column => [column.name, value[column.kind] ?? null]))])}' ${url}`;
 }
 async function describe(name) {
   const found = await (await call(`v2/models/${encodeURIComponent(name)}`)).json(), about = found.parameters;
-  const columns = Object.entries(about.columns).map(([name, settings]) => ({name, kind: settings.kind, hint: hint(settings), scalar: settings.kind === "numeric" && !settings.shape?.length}));
+  const columns = Object.entries(about.columns).map(([name, settings]) => ({name, kind: kindOf(settings), hint: hint(settings), scalar: settings.kind === "numeric" && !settings.shape?.length}));
   return {name, task: about.task, labels: about.labels, columns, version: about.version, metrics: about.metrics, versions: found.versions, inputs: found.inputs, outputs: found.outputs};
 }
 async function show(name) {
