@@ -565,6 +565,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'mlkit.data.sketches._merged': ('data/sketches.html#_merged', 'mlkit/data/sketches.py'),
                                      'mlkit.data.sketches._numbers_dict': ('data/sketches.html#_numbers_dict', 'mlkit/data/sketches.py'),
                                      'mlkit.data.sketches._numbers_from': ('data/sketches.html#_numbers_from', 'mlkit/data/sketches.py'),
+                                     'mlkit.data.sketches._ordered': ('data/sketches.html#_ordered', 'mlkit/data/sketches.py'),
                                      'mlkit.data.sketches._rows_dict': ('data/sketches.html#_rows_dict', 'mlkit/data/sketches.py'),
                                      'mlkit.data.sketches._rows_from': ('data/sketches.html#_rows_from', 'mlkit/data/sketches.py'),
                                      'mlkit.data.sketches._scrambled': ('data/sketches.html#_scrambled', 'mlkit/data/sketches.py'),
