@@ -3,7 +3,6 @@
 import datetime
 import decimal
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from browser import browser_page, needs_chromium
 from makers import mlkit
 from scipy import stats
 
@@ -235,14 +235,20 @@ def test_prometheus_accepts_rules_and_gauges(tmp_path):
     assert {"templating", "panels", "title"} <= json.loads(dashboard()).keys()
 
 
-def test_the_page_works_in_a_browser_without_a_network(tmp_path):
-    browser = next((b for b in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if b), None)
-    if not browser:
-        pytest.skip("there is no browser")
-    page = tmp_path / "page.html"
-    page.write_text(check(table_of(2000, 0), table_of(2000, 1, 1.0)).page(), encoding="utf-8")
-    assert page.stat().st_size < 500_000 and not re.search(r"<script|src=|https?://", page.read_text())
-    quiet = ("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync")
-    command = [browser, "--headless", "--no-sandbox", *quiet, f"--user-data-dir={tmp_path / 'browser'}", "--virtual-time-budget=2000", "--dump-dom", page.as_uri()]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "HOME": str(tmp_path)}).stdout
-    assert "Something has changed" in shown and shown.count("<details open") >= 1 and 'class="pic"' in shown
+@needs_chromium
+def test_the_page_works_in_a_browser_without_a_network_and_with_the_keyboard(tmp_path):
+    rng = np.random.default_rng(0)
+    before, now = (table_of(2000, s, move).with_columns(prediction="c", label="c", day=pl.datetime(2026, 1, 1) + pl.duration(days=pl.int_range(pl.len()) // 400)) for s, move in ((0, 0.0), (1, 1.0)))
+    now = now.with_columns(label=pl.when(pl.Series(rng.random(2000)) < 0.7).then("label").otherwise(pl.lit("f")))
+    path = tmp_path / "page.html"
+    path.write_text(check(before, now, time="day").page(), encoding="utf-8")
+    assert path.stat().st_size < 500_000 and not re.search(r"<script|src=|https?://", path.read_text())
+    with browser_page(path.as_uri(), offline=True) as (page, errors):
+        assert page.locator("h1").inner_text() == "Something has changed" and not errors
+        assert page.locator("h2").all_inner_texts()[:3] == ["Quality", "Quality over time", "Columns"]
+        closed = page.locator("details:not([open])").first
+        name = closed.locator("b").first.inner_text()
+        closed.locator("summary").focus()
+        page.keyboard.press("Enter")
+        assert page.locator("details[open]", has=page.get_by_text(name, exact=True)).locator("svg").first.is_visible()
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")

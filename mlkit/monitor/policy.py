@@ -16,6 +16,7 @@ from ..bundle.predict import Bundle
 from ..core.store import write_atomic
 from ..data.profiles import Profile, profile, read_profile
 from .drift import STANDARD, Drift, Limits, compare
+from .quality import over_time
 from .reference import REFERENCE, Reference, assess, make_reference, read_reference, write_reference
 from .report import Report
 from .served import comparable
@@ -84,11 +85,11 @@ def _sentences(alarms: pl.DataFrame) -> list[str]:
     return [*said, *([f"and {len(alarms) - 10} more"] if len(alarms) > 10 else [])]
 
 # %% ../../nbs/monitor/06_policy.ipynb #80349aa6
-def _answers(frame: pl.DataFrame | pl.LazyFrame, label: str) -> pl.DataFrame:
+def _answers(frame: pl.DataFrame | pl.LazyFrame, label: str, time: str | None = None) -> pl.DataFrame:
     "Fetch the columns that quality is measured with, of a table that may be too large to fetch whole."
     schema = frame.collect_schema()
     numbers = "prediction" in schema and schema["prediction"].is_numeric()
-    wanted = [n for n, d in schema.items() if n in (label, "prediction", "confidence", "probabilities") or numbers and d.is_numeric()]
+    wanted = [n for n, d in schema.items() if n in (label, time, "prediction", "confidence", "probabilities") or numbers and d.is_numeric()]
     return frame.lazy().select(wanted).collect()
 
 
@@ -126,14 +127,18 @@ def read_baseline(folder) -> tuple[Profile, Reference | None]:
     return read_profile(contents[BASELINE]), read_reference(contents[REFERENCE]) if REFERENCE in contents else None
 
 # %% ../../nbs/monitor/06_policy.ipynb #6d263d44
-def _quality(before, now, bundle: Bundle | None, reference: Reference | None, label: str, drop: float) -> pl.DataFrame | None:
-    "Measure or estimate, if rows are at hand and there is something to hold them to."
-    if isinstance(now, Profile) or isinstance(before, Profile) and reference is None:
+def _held_to(before, now: pl.DataFrame, bundle: Bundle | None, reference: Reference | None, label: str) -> Reference | None:
+    "What answers are held to: the reference of a bundle, or labelled rows."
+    if isinstance(before, Profile):
+        return reference
+    return make_reference(_answers(before, label), label, bundle.manifest.labels if bundle is not None else (), now.columns)
+
+
+def _quality_over_time(reference: Reference, now: pl.DataFrame, label: str, drop: float, time: str | None, every: str) -> pl.DataFrame | None:
+    "Measure or estimate window by window, if there are times."
+    if time is None or not isinstance(now.schema[time], (pl.Date, pl.Datetime)):
         return None
-    now = _answers(now, label)
-    labels = bundle.manifest.labels if bundle is not None else ()
-    reference = reference if isinstance(before, Profile) else make_reference(_answers(before, label), label, labels, now.columns)
-    return assess(reference, now, label, drop) if reference else None
+    return over_time(now, time, every, lambda rows: assess(reference, rows, label, drop))
 
 
 def _complete(now, label: str) -> bool:
@@ -167,5 +172,10 @@ def check(
             raise MonitorError("a time line needs the rows of the current table, not a finished profile.")
         course = timeline(slide(panes(comparable(now, keep=time), time, every, like=was)), was, limits)
     drift = compare(was, now if isinstance(now, Profile) else profile(comparable(now), like=was), limits)
-    quality = _quality(before, now, bundle, reference, label, policy.drop)
-    return Report(drift, course, quality, health, judge(drift, quality, health, policy))
+    quality = history = None
+    if not isinstance(now, Profile):
+        answers = _answers(now, label, time)
+        held = _held_to(before, answers, bundle, reference, label)
+        quality = assess(held, answers, label, policy.drop) if held else None
+        history = _quality_over_time(held, answers, label, policy.drop, time, every) if quality is not None else None
+    return Report(drift, course, quality, health, judge(drift, quality, health, policy), history)

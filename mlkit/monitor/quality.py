@@ -271,12 +271,14 @@ def forecasts(frame: pl.DataFrame, label: str = "label", prediction: str = "pred
     return pl.concat([regression(frame, label, prediction), _table([_share("coverage", inside, len(known)), _mean("width", width)])])
 
 
-def over_time(frame: pl.DataFrame, time: str, every: str, measure: Callable[[pl.DataFrame], pl.DataFrame]) -> pl.DataFrame:
-    "Measure window by window; returns the rows of `measure` with the start of their window."
+def over_time(frame: pl.DataFrame, time: str, every: str, measure: Callable[[pl.DataFrame], pl.DataFrame | None]) -> pl.DataFrame:
+    "Measure window by window; returns the rows of `measure` with the start of their window, without windows that give none."
     require(frame, time)
     groups = frame.drop_nulls(time).sort(time).group_by_dynamic(time, every=every).agg(pl.len())[time].to_list() if len(frame) else []
     cut = frame.drop_nulls(time).with_columns(pl.col(time).dt.truncate(every).alias("__start"))
-    return pl.concat([measure(cut.filter(pl.col("__start") == g).drop("__start")).select(pl.lit(g).alias("start"), pl.all()) for g in groups]) if groups else pl.DataFrame()
+    found = [(g, measure(cut.filter(pl.col("__start") == g).drop("__start"))) for g in groups]
+    tables = [table.select(pl.lit(g).alias("start"), pl.all()) for g, table in found if table is not None]
+    return pl.concat(tables) if tables else pl.DataFrame()
 
 # %% ../../nbs/monitor/03_quality.ipynb #0e758b28
 @dataclass(frozen=True, eq=False)

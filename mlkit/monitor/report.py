@@ -116,22 +116,38 @@ def _findings(drift: Drift) -> str:
     return "".join(made) + rest
 
 # %% ../../nbs/monitor/05_report.ipynb #8f9f03c2
-def _line(name: str, rows: list[dict]) -> str:
-    "Draw the effect of a column window by window."
-    wide, tall, top = 520, 60, max(1e-9, *(r["effect"] or 0 for r in rows), rows[0]["limit"] * 1.2)
-    x = np.linspace(6, wide - 6, len(rows)) if len(rows) > 1 else [wide / 2]
-    y = [tall - 4 - (tall - 8) * (r["effect"] or 0) / top for r in rows]
-    dots = "".join(f'<circle class="{"bad" if r["state"] in ALARMS else "ok" if r["state"] == "ok" else "none"}" cx="{a:.1f}" cy="{b:.1f}" r="3"><title>{escape(r["start"])}: {_effect(r)} {escape(r["state"])}</title></circle>' for a, b, r in zip(x, y, rows))
-    limit = tall - 4 - (tall - 8) * rows[0]["limit"] / top
-    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y))
-    return f'<figure><figcaption>{escape(name)}</figcaption><svg viewBox="0 0 {wide} {tall}" class="pic" role="img"><title>effect over time</title><line class="limit" x1="0" x2="{wide}" y1="{limit:.1f}" y2="{limit:.1f}"/><polyline class="now" points="{points}"/>{dots}</svg></figure>'
+def _line(name: str, rows: list[tuple], mark: float, low: float = 0.0) -> str:  # rows: start, value, state
+    "Draw a number window by window; the dashed line is its limit, or what it was before."
+    wide, tall, values = 520, 60, [v for _, v, _ in rows]
+    top = max(low + 1e-9, *values, mark)
+    high = lambda v: tall - 4 - (tall - 8) * (v - low) / (top - low)
+    places = list(zip(np.linspace(6, wide - 6, len(rows)) if len(rows) > 1 else [wide / 2], map(high, values), rows))
+    kinds = {"ok": "ok", "drop": "bad", **dict.fromkeys(ALARMS, "bad")}
+    dots = "".join(f'<circle class="{kinds.get(s, "none")}" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{escape(start)}: {number(v)} {escape(s)}</title></circle>' for x, y, (start, v, s) in places)
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in places)
+    line = f'<line class="limit" x1="0" x2="{wide}" y1="{high(mark):.1f}" y2="{high(mark):.1f}"/>'
+    return f'<figure><figcaption>{escape(name)}</figcaption><svg viewBox="0 0 {wide} {tall}" class="pic" role="img"><title>{escape(name)} over time</title>{line}<polyline class="now" points="{points}"/>{dots}</svg></figure>'
 
 
 def _timeline(course: pl.DataFrame, most: int = 12) -> str:
     course = course.filter(pl.col("effect").is_not_null()).with_columns(name=pl.when(pl.col("part") != "").then(pl.col("column") + "/" + pl.col("part")).otherwise("column"))
-    names = course.group_by("name").agg(pl.col("effect").max()).sort("effect", "name", descending=[True, False])["name"].head(most)
+    names = course.group_by("name").agg(pl.col("effect").max(), pl.col("limit").first()).sort("effect", "name", descending=[True, False]).head(most)
     ends = f'<p class="soft">from {escape(course["start"].min())} to {escape(course["end"].max())}, {course["start"].n_unique()} windows</p>' if len(course) else ""
-    return ends + '<div class="lines">' + "".join(_line(n, course.filter(name=n).sort("start").tail(200).rows(named=True)) for n in names) + "</div>"
+    found = [_line(n, course.filter(name=n).sort("start").tail(200).select("start", "effect", "state").rows(), limit) for n, _, limit in names.iter_rows()]
+    return f'{ends}<div class="lines">{"".join(found)}</div>'
+
+
+def _quality_lines(history: pl.DataFrame) -> str:
+    "Draw each metric window by window, beside what it was before."
+    found = []
+    for metric in history["metric"].unique(maintain_order=True):
+        rows = history.filter(pl.col("metric") == metric, pl.col("value").is_not_null(), pl.col("before").is_not_null()).sort("start").tail(200)
+        if len(rows):
+            mark, values = rows["before"][0], rows["value"]
+            floor = min(values.min(), mark) - 0.15 * (max(values.max(), mark) - min(values.min(), mark))
+            found.append(_line(metric, rows.select("start", "value", "state").rows(), mark, floor))
+    return f'<div class="lines">{"".join(found)}</div>' if found else ""
+
 
 # %% ../../nbs/monitor/05_report.ipynb #d29ae82a
 _style = """
@@ -182,10 +198,11 @@ class Report:
     quality: pl.DataFrame | None = None
     health: pl.DataFrame | None = None
     verdict: Any = None  # mlkit.monitor.policy's
+    history: pl.DataFrame | None = None  # quality window by window
 
     def to_dict(self) -> dict:
         "Describe it as JSON data."
-        tables = {name: t.to_dicts() if t is not None else None for name, t in (("quality", self.quality), ("health", self.health), ("timeline", self.timeline))}
+        tables = {name: t.to_dicts() if t is not None else None for name, t in (("quality", self.quality), ("history", self.history), ("health", self.health), ("timeline", self.timeline))}
         verdict = {"state": self.verdict.state, "reasons": list(self.verdict.reasons)} if self.verdict else None
         return {"verdict": verdict, "drift": self.drift.to_dict(), **tables}
 
@@ -252,8 +269,10 @@ def _page(report: Report, title: str) -> str:
     sections = {"Columns": _findings(drift)}
     if report.timeline is not None and len(report.timeline):
         sections["Over time"] = f'<div class="card">{_timeline(report.timeline)}</div>'
+    if report.history is not None and (drawn := _quality_lines(report.history)):
+        sections["Quality over time"] = f'<div class="card">{drawn}</div>'
     sections |= {name: f'<div class="card">{table}</div>' for name, table in _tables(report).items()}
-    order = ["Quality", "Columns", "Over time", "Where it happened", "The strangest rows", "Health"]
+    order = ["Quality", "Quality over time", "Columns", "Over time", "Where it happened", "The strangest rows", "Health"]
     chosen = [(n, sections[n]) for n in order if n in sections]
     nav = "".join(f'<a href="#s{i}">{n}</a>' for i, (n, _) in enumerate(chosen))
     state = verdict.state if verdict else "none"
