@@ -57,6 +57,7 @@ def _before(span: str, option: str):
 def _current(args, baseline):
     "Open the current side, with labels that came later."
     import sys
+    from mlkit.core.errors import MLKitError
     from mlkit.data.profiles import Profile
     from mlkit.data.tables import scan
     from mlkit.monitor.served import is_kept, read_samples, with_labels
@@ -66,6 +67,8 @@ def _current(args, baseline):
         if served.left_out:
             print(f"{served.left_out:,} rows came in other columns than the baseline's and are left out", file=sys.stderr)
         now = served.frame
+    elif args.since or args.version:
+        raise MLKitError(f"--since and --version are for a server's samples, and {args.current} holds none: name the folder of one model, such as samples/digits.")
     else:
         now, _ = _open(args.current)
     return with_labels(now, scan(args.labels), args.key, args.label) if args.labels else now

@@ -120,7 +120,7 @@ class Cusum:
         scores = np.nan_to_num(np.asarray(scores, np.float64), nan=0.0, posinf=4, neginf=-4)
         state = self
         while len(scores):
-            state, taken = _watched(state, scores)
+            state, taken = _watched(state, scores[:4096])  # in parts, lest each alarm look at all that follows
             scores = scores[taken:]
         return state
 
