@@ -977,6 +977,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'mlkit.nlp.data._keep': ('nlp/data.html#_keep', 'mlkit/nlp/data.py'),
                                 'mlkit.nlp.data._key': ('nlp/data.html#_key', 'mlkit/nlp/data.py'),
                                 'mlkit.nlp.data._prepare': ('nlp/data.html#_prepare', 'mlkit/nlp/data.py'),
+                                'mlkit.nlp.data.as_column': ('nlp/data.html#as_column', 'mlkit/nlp/data.py'),
                                 'mlkit.nlp.data.load_tokens': ('nlp/data.html#load_tokens', 'mlkit/nlp/data.py'),
                                 'mlkit.nlp.data.locate_model': ('nlp/data.html#locate_model', 'mlkit/nlp/data.py'),
                                 'mlkit.nlp.data.no_model': ('nlp/data.html#no_model', 'mlkit/nlp/data.py'),

@@ -226,6 +226,7 @@ BAD = {
     "a task that is none": (ONE, {"task": "clasification"}, 'Did you mean "classification"'),
     "dates for labels": (ONE.with_columns(label=pl.date(2026, 1, 1)), {}, "labels are strings or integers"),
     "windows that overlap wholly": (reviews(longest=60), {"length": 8, "stride": 9, "windows": 2}, "do not fit"),
+    "no batch": (ONE, {"batch_size": 0}, "batch_size must be 1 or more"),
     "no room for a token": (ONE, {"length": 2}, "do not fit"),
     "a span beyond its text": (SPANS.with_columns(label=pl.concat_list(pl.struct(start=0, end=10_000, label=pl.lit("x")))), {}, "row 0 .* 10000"),
     "a span of nothing": (SPANS.with_columns(label=pl.concat_list(pl.struct(start=3, end=3, label=pl.lit("x")))), {}, "row 0 "),
@@ -246,6 +247,11 @@ def test_a_model_that_does_not_fit_is_refused_in_words(small, tmp_path):
         (lambda: TextClassifier("no/such-model", own), 'no model "no/such-model"'),
         (lambda: TextClassifier(small, data(small, length=256)), "reads 128 tokens at once, the data ask for 256"),
         (lambda: TextModel.load(tmp_path), "no model.json"),
+        (lambda: TextClassifier(small, own, lora=-1), "must be 1 or more, not -1"),
+        (lambda: TextClassifier(small, own, frozen="none"), "how many of the lowest layers"),
+        (lambda: TextClassifier(small, own).predict([1, 2]), "texts are String"),
+        (lambda: TextClassifier(small, own).predict(["a", None]), "1 of 2 rows"),
+        (lambda: build_index(ONE, "txt"), 'no column "txt"'),
         (lambda: TextClassifier(small, own).data(ONE.with_columns(label=pl.lit("fair"))), "does not know the label 'fair'"),
     ):
         with pytest.raises(MLKitError, match=words):

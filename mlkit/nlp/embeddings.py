@@ -16,7 +16,7 @@ from ..bundle.format import Manifest, Tensor
 from ..bundle.predict import Bundle, package
 from ..data.tables import require
 from ..data.texts import TOKENIZER, TextPreprocess, as_texts
-from .data import LengthBatches, load_tokens, read_tokenizer
+from .data import LengthBatches, as_column, load_tokens, read_tokenizer
 from .models import TextModel, axes_of, versions
 from .networks import make_encoder, plain, pool, to_onnx
 from .spans import NLPError
@@ -53,9 +53,9 @@ class Embedder:
             raise NLPError("a model that marks words has no vectors of texts.")
         return cls(EmbeddingNetwork(plain(model.network).encoder).eval(), model.prepare, Path(model.config["arch"]).name)
 
-    def __call__(self, texts: pl.Series | Sequence[str], batch_size: int = 64) -> np.ndarray:
+    def __call__(self, texts: pl.Series | Sequence[str] | str, batch_size: int = 64) -> np.ndarray:
         "Embed texts: float32 (texts, size). Raises `TextError`."
-        texts = texts if isinstance(texts, pl.Series) else pl.Series("text", texts, pl.String)
+        texts = as_column(texts)
         tokens = load_tokens(texts, self.prepare)
         vectors = np.zeros((len(texts), self.network.encoder.config.hidden_size), np.float32)
         for chosen in LengthBatches(tokens.lengths, batch_size):
@@ -91,7 +91,7 @@ class SemanticIndex:
         least: float = -1.0,  # leave out rows with a smaller score
     ) -> pl.DataFrame:  # query, rank, score, and the columns of the frame
         "Find the rows closest in meaning, best first."
-        queries = [queries] if isinstance(queries, str) else as_texts(queries)
+        queries = as_texts(as_column(queries))
         scores = self.embedder(queries) @ self.vectors.T
         k = min(k, scores.shape[1])
         best = np.argpartition(-scores, k - 1, axis=1)[:, :k] if k else np.zeros((len(queries), 0), int)

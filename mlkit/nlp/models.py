@@ -19,7 +19,7 @@ from ..bundle.format import Manifest, Tensor
 from ..bundle.predict import Bundle, package
 from ..bundle.tasks import TASKS
 from ..data.texts import TOKENIZER, TextPreprocess
-from .data import LengthBatches, TextData, load_tokens
+from .data import LengthBatches, TextData, as_column, load_tokens
 from .networks import MarkingNetwork, TextNetwork, add_lora, check_fit, freeze, layer_groups, make_encoder, plain, to_onnx
 from .spans import NLPError, evaluate_spans
 from ..train.basics import class_weights
@@ -94,7 +94,7 @@ class TextModel(LightningModule):
         settings = {name: getattr(self.prepare, name) for name in ("tokenizer", "length", "windows", "stride")}
         return TextData(frame, **{"task": self.task, "labels": self.labels or None, **settings, **options})
 
-    def predict(self, texts: pl.Series | Sequence[str], batch_size: int = 64) -> pl.DataFrame:
+    def predict(self, texts: pl.Series | Sequence[str] | str, batch_size: int = 64) -> pl.DataFrame:
         "Answer texts, in order, with the columns that a bundle gives. Raises `TextError`."
         return predict_texts(self.eval(), texts, batch_size)
 
@@ -204,9 +204,9 @@ def _of(task: str) -> type[TextModel]:
     return next(kind for kind in (TextClassifier, TextRegressor, TokenClassifier) if task in kind.tasks)
 
 # %% ../../nbs/nlp/03_models.ipynb #9816d8ca
-def predict_texts(model: TextModel, texts: pl.Series | Sequence[str], batch_size: int) -> pl.DataFrame:
+def predict_texts(model: TextModel, texts: pl.Series | Sequence[str] | str, batch_size: int) -> pl.DataFrame:
     "Answer texts, in order. Raises `TextError`."
-    texts = texts if isinstance(texts, pl.Series) else pl.Series("text", texts, pl.String)
+    texts = as_column(texts)
     if not len(texts):
         return predict_texts(model, [""], 1).clear()
     tokens, order, parts = load_tokens(texts, model.prepare), [], []

@@ -93,7 +93,9 @@ def freeze(
     encoder: torch.nn.Module,
     frozen: int | Literal["all"],  # how many of the lowest layers; the embeddings are the first
 ):
-    "Keep the weights of the lowest layers as they are."
+    "Keep the weights of the lowest layers as they are. Raises `NLPError` if `frozen` is neither a number of layers nor `all`."
+    if frozen != "all" and not (isinstance(frozen, int) and frozen >= 0):
+        raise NLPError(f'frozen is how many of the lowest layers don\'t learn, or "all", not {frozen!r}.')
     names = [name for name, _ in encoder.named_parameters()]
     for (_, weight), depth in zip(encoder.named_parameters(), depths(names)):
         if frozen == "all" or depth < frozen:
@@ -101,7 +103,9 @@ def freeze(
 
 
 def add_lora(encoder: torch.nn.Module, rank: int) -> torch.nn.Module:
-    "Put trainable matrices of this rank beside all matrices of an encoder, whose own weights stay."
+    "Put trainable matrices of this rank beside all matrices of an encoder, whose own weights stay. Raises `NLPError` for ranks below 1."
+    if rank < 1:
+        raise NLPError(f"the rank of lora's matrices must be 1 or more, not {rank}.")
     from peft import LoraConfig, get_peft_model
 
     with warnings.catch_warnings():
