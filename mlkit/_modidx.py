@@ -1159,6 +1159,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'mlkit/optimize/measurement.py'),
                                             'mlkit.optimize.measurement._repeats': ( 'optimize/measure.html#_repeats',
                                                                                      'mlkit/optimize/measurement.py'),
+                                            'mlkit.optimize.measurement._spans': ( 'optimize/measure.html#_spans',
+                                                                                   'mlkit/optimize/measurement.py'),
                                             'mlkit.optimize.measurement._turn': ( 'optimize/measure.html#_turn',
                                                                                   'mlkit/optimize/measurement.py'),
                                             'mlkit.optimize.measurement.compare': ( 'optimize/measure.html#compare',

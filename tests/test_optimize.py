@@ -261,9 +261,10 @@ def test_pruned_and_aware_networks_are_candidates_too(tmp_path):
     data = ImageData(DIGITS.head(300), augment=None, batch_size=32)
     result = fit(ImageClassifier("test_resnet", data), data, epochs=1, threads=1, progress=False)
     parent, digest = result.bundle(tmp_path / "model"), {n: p.clone() for n, p in result.model.state_dict().items()}
-    retrain = Retrain(result.model, data, epochs=1, prune=(0.5,), student=ImageClassifier("test_resnet", data, seed=1), options={"threads": 1, "progress": False})
+    retrain = Retrain(result.model, data, epochs=1, prune=(0.5, 1.5), student=ImageClassifier("test_resnet", data, seed=1), options={"threads": 1, "progress": False})
     found = search(parent, data.frame, Budget(max_drop=0.9), label="label", recipes=(("static int8 (minmax)",),), retrain=retrain, **QUICK)
     sizes = {t.name: t.size_mb for t in found.trials}
     assert sizes["pruned 50%"] < 0.6 * sizes["as packaged"] and "distilled" in sizes
+    assert "between 0 and 1" in next(t for t in found.trials if t.name == "pruned 150%").refused[0], "one training that fails spoiled the search, or was left out"
     assert all(bool((p == digest[n]).all()) for n, p in result.model.state_dict().items()), "the original was changed"
     assert found.take("pruned 50%").save(tmp_path / "small").manifest.provenance["steps"] == ["pruned 50%"]

@@ -99,12 +99,17 @@ def ratios(
     return pl.DataFrame(rows)
 
 # %% ../../nbs/optimize/03_measure.ipynb #8fb5ac8f
+def _spans(value):
+    "What is marked in a text, without how sure the network is of it."
+    return {(s["start"], s["end"], s["label"]) for s in value} if value and isinstance(value[0], dict) else value
+
+
 def _equal(found: pl.Series, wanted: pl.Series) -> np.ndarray:
     "1 where an answer is the one wanted; the order within lists doesn't count."
     if found.dtype == pl.List(pl.String):
         return np.array([set(a) == set(b if isinstance(b, list) else [b]) for a, b in zip(found.to_list(), wanted.to_list())], float)
     if found.dtype.is_nested():
-        return np.array([a == b for a, b in zip(found.to_list(), wanted.to_list())], float)
+        return np.array([_spans(a) == _spans(b) for a, b in zip(found.to_list(), wanted.to_list())], float)
     return (found.cast(pl.String) == wanted.cast(pl.String)).fill_null(False).to_numpy().astype(float)
 
 
