@@ -70,7 +70,7 @@ def _serve(args) -> int:
         args.samples, args.sample_share, args.log_requests,
     ))  # fmt: skip
 
-
+# %% ../../nbs/cli/02_serve.ipynb #7fc0b5bc
 _options = (
     ("--host", str, None, "the address to listen on, 0.0.0.0 for all; default: 127.0.0.1, or as a cloud's environment says"),
     ("--port", int, None, "the port to listen on; default: 8080, or as a cloud's environment says"),

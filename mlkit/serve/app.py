@@ -257,7 +257,7 @@ class App:
         if scope["type"] == "http":
             await _serve_asgi(self, scope, receive, send)
 
-
+# %% ../../nbs/serve/05_app.ipynb #159fdc6e
 async def _serve_asgi(app: App, scope, receive, send):
     "One request of ASGI."
     body, more = bytearray(), True
@@ -365,7 +365,7 @@ def _check_wanted(version: Version, wanted: tuple[str, ...]) -> bool:
             raise ServeError(f'there is no output "{name[:100]}"; there are: {", ".join([*raw, *version.columns])}.')
     return not raw.issuperset(wanted)
 
-
+# %% ../../nbs/serve/05_app.ipynb #4ecaa477
 @route("POST", "/v2/models/{model_name}/infer", "/v2/models/{model_name}/versions/{model_version}/infer", summary="Inference with tensors", kind="infer", body="infer")
 def handle_infer(app, request, reply, name, version=None):
     app.models.find(name, version)  # what is not there is said before anything is read

@@ -62,7 +62,7 @@ class _Line:
     def newest(self):
         return max(self.keys, key=lambda k: self.keys[k][-1].arrived)
 
-
+# %% ../../nbs/serve/01_batcher.ipynb #d546635a
 class FairQueue:
     "Items of many clients, taken in batches that share a key."
 

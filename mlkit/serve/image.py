@@ -70,7 +70,7 @@ def dns_label(text: str) -> str:
 _notebooks = "runs notebooks"
 LEFT_OUT = {
     "papermill": _notebooks, "nbclient": _notebooks, "nbformat": _notebooks, "jupyter-client": _notebooks, "ipykernel": _notebooks, "pyzmq": _notebooks,
-    "rich": "draws the progress of runs", "huggingface-hub": "fetches from a hub, as no server does",
+    "rich": "draws the progress of runs", "dataframely": "checks tables before they are trained on", "huggingface-hub": "fetches from a hub, as no server does",
 }  # fmt: skip
 
 

@@ -50,7 +50,7 @@ class Running:
         with urllib.request.urlopen(self.url + path, timeout=10) as response:
             return response.read()
 
-
+# %% ../../nbs/serve/11_load.ipynb #8ac485e1
 @contextmanager
 def serving(
     *bundles,  # folders, or registry:name@alias

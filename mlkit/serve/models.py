@@ -180,7 +180,7 @@ class Version:
             self.seen[given] = found
         return found
 
-
+# %% ../../nbs/serve/02_models.ipynb #f2130f31
 def _submit_pieces(batcher: Batcher, work: Work, key, done, client, deadline, gone):
     "Submit a large request piece by piece; the first error is the answer to all of it."
     limit = batcher.pace.batch
@@ -251,7 +251,7 @@ def _insist_alike(manifest: Manifest, versions: dict[str, Version], what: str, n
             said = ", ".join(map(str, own)) + " instead of " + ", ".join(map(str, other))
             raise MLKitError(f'{what} has other {"columns" if side == "preprocess" else side} than the champion of "{name}": {said}.')
 
-
+# %% ../../nbs/serve/02_models.ipynb #d184c3a1
 class Models:
     "The versions that a server has, by name."
 

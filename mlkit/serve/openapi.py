@@ -105,7 +105,7 @@ def _operation(r: Route, guarded: bool, known: dict[str, list[str]]) -> dict:
         operation["requestBody"] = {"required": r.body != "repository", "content": BODIES[r.body]}
     return operation | ({"security": [{"token": []}]} if guarded and not r.open else {})
 
-
+# %% ../../nbs/serve/05c_openapi.ipynb #cba0bd9e
 def _named(known: dict[str, list[str]], part: str) -> dict:
     "The names that are good for a part of a path: what there is, or what there could be."
     return {"type": "string", "enum": known[part]} if known.get(part) else {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"}

@@ -188,7 +188,7 @@ async def serve(settings: Settings, sock: socket.socket, log, guard: Guard | Non
         log("stopped")
     return 0
 
-
+# %% ../../nbs/serve/08_run.ipynb #86e6de05
 def run_worker(settings: Settings, sock: socket.socket, guard: Guard | None = None, folder: Path | None = None, replaces: bool = False) -> int:
     "Serve in this process."
     import uvloop
