@@ -47,8 +47,9 @@ def import_environment(env: dict[str, str]) -> dict[str, str]:
 
 
 def package_folders() -> list[Path]:
-    "List the folders of installed packages."
-    return [Path(p) for p in dict.fromkeys([*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])])]
+    "List the folders of installed packages, those of an environment that this one stands on (by a .pth file) included."
+    below = [p for p in sys.path if os.path.basename(p) in ("site-packages", "dist-packages")]
+    return [Path(p) for p in dict.fromkeys([*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else []), *below])]
 
 
 def installed_state() -> list:
