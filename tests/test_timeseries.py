@@ -191,6 +191,12 @@ def test_gaps_cost_accuracy_and_nothing_else():
     assert np.isfinite([v for k, v in trained.items()]).all()
 
 
+def test_a_recipe_takes_enough_steps_on_few_data():
+    few = data(hourly(260), validation=48, test=48)
+    assert forecaster(few, "linear", progress=False, threads=1).evaluate(few).metrics()["skill"] > 0
+    assert forecaster(few, "linear", epochs=1, progress=False, threads=1).evaluate(few).metrics()["skill"] < 0
+
+
 def test_backtests_and_ensembles_refuse_what_cannot_be():
     own = data()
     model = solve(own)

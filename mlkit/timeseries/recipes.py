@@ -25,6 +25,7 @@ class Recipe:
     members: int = 1  # with seeds of their own
     contexts: tuple[float, ...] = (1.0,)  # of the members in turn, relative to the context of the data
     epochs: int = 5
+    steps: int = 300  # at least: a few short series get more epochs
     windows: int | None = None  # in each epoch
     batch_size: int = 256
     options: dict = field(default_factory=dict)  # of Forecaster
@@ -44,7 +45,7 @@ def forecaster(
     recipe: str | Recipe = "ridge",
     seed: int = 42,
     calibrate: bool = True,  # learn intervals from the validation part
-    epochs: int | None = None,  # instead of those of the recipe
+    epochs: int | None = None,  # instead of those of the recipe, however few the steps
     windows: int | None = None,  # in each epoch, instead of those of the recipe
     threads: int | None = None,
     progress: bool = True,
@@ -54,7 +55,7 @@ def forecaster(
     if isinstance(recipe, str) and recipe not in RECIPES:
         raise SeriesError(f'there is no recipe "{recipe}".{suggest(recipe, RECIPES)}')
     plan = RECIPES[recipe] if isinstance(recipe, str) else recipe
-    plan = replace(plan, epochs=epochs or plan.epochs, windows=windows or plan.windows)
+    plan = replace(plan, epochs=epochs or plan.epochs, steps=0 if epochs else plan.steps, windows=windows or plan.windows)
     if plan.arch == "ridge":
         model = solve(data)
     else:
@@ -68,7 +69,8 @@ def _member(data: SeriesData, plan: Recipe, k: int, seed: int, threads, progress
     own = data.with_context(max(1, round(data.spec.context * plan.contexts[k % len(plan.contexts)])))
     own = own.with_batches(plan.batch_size, plan.windows or own.windows_per_epoch, seed + k)
     model = Forecaster(plan.arch, own, seed=seed + k, **plan.options)
-    return fit(model, own, epochs=plan.epochs, seed=seed + k, threads=threads, progress=progress, tracker=tracker).model
+    enough = -(-plan.steps // len(own.train_dataloader()))
+    return fit(model, own, epochs=max(plan.epochs, enough), seed=seed + k, threads=threads, progress=progress, tracker=tracker).model
 
 
 def _levels(data: SeriesData) -> tuple[float, ...]:
