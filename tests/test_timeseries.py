@@ -147,6 +147,15 @@ def test_scales_of_series_past_covariates_and_quantiles_travel_with_the_bundle(t
         bundle.predict(rows.with_columns(series=pl.lit("c")))
 
 
+def test_a_forecaster_that_needs_nothing_but_history_is_packaged(tmp_path):
+    own = data()
+    model = solve(own).calibrate(own)
+    bundle, windows = model.export_bundle(tmp_path / "bundle", own), model.suited(own).windows("test")
+    rows = request_rows(model, own, windows, [3])
+    assert rows.columns == ["history"]
+    assert np.allclose(bundle.predict(rows)["prediction"].to_numpy(), model.forecast(windows[[3]])[..., 3], rtol=1e-4)
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
     own = data()
     digests = [weights_digest(fit(Forecaster("perceptron", own, width=16, seed=s), own, epochs=1, seed=s, **QUIET).model.network) for s in (1, 1, 2)]

@@ -384,7 +384,7 @@ def to_onnx(network: torch.nn.Module, examples: dict[str, torch.Tensor]) -> byte
     batch, (first, *others) = torch.export.Dim("batch"), [v[:2] if len(v) > 1 else v.repeat(2, *[1] * (v.ndim - 1)) for v in examples.values()]
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
-        shapes = ({0: batch}, tuple({0: batch} for _ in others)) if others else ({0: batch}, ())
+        shapes = ({0: batch}, tuple({0: batch} for _ in others)) if others else ({0: batch},)
         program = torch.onnx.export(network, (first, *others), dynamic_shapes=shapes, input_names=list(examples), output_names=["forecast"], dynamo=True, verbose=False)
     proto = program.model_proto
     for part in (proto, proto.graph, *proto.functions, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer):
