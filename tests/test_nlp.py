@@ -284,6 +284,7 @@ def test_prepare_takes_words_with_tags_and_labels_with_separators(tmp_path):
     words.write_ndjson(tmp_path / "words.jsonl")
     table = prepare_stage(tmp_path, texts=str(tmp_path / "words.jsonl"), text_column="tokens", label_column="tags")
     assert table["label"][0].to_list() == [{"start": 4, "end": 9, "label": "LOC"}]
-    pl.DataFrame({"review": [f"text {i}" for i in range(60)], "topics": ["plot; music", "music", ""] * 20, "author": [str(i // 6) for i in range(60)]}).write_csv(tmp_path / "topics.csv")
+    pl.DataFrame({"review": [f"text {i}" for i in range(60)], "topics": ["plot; music", "music", "", None] * 15, "author": [str(i // 6) for i in range(60)]}).write_csv(tmp_path / "topics.csv")
     table = prepare_stage(tmp_path, texts=str(tmp_path / "topics.csv"), text_column="review", label_column="topics", separator=";", group_column="author", seed=3)
-    assert set(table["label"].list.len()) == {1, 2} and table.group_by("author").agg(pl.col("split").n_unique())["split"].max() == 1
+    assert len(table) == 45 and set(table["label"].list.len()) == {0, 1, 2}, "an empty string is no label, null is unlabelled"
+    assert table.group_by("author").agg(pl.col("split").n_unique())["split"].max() == 1
