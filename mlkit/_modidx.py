@@ -1458,6 +1458,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'mlkit/pipeline/forkserver.py'),
                                            'mlkit.pipeline.forkserver._connect': ( 'pipeline/forkserver.html#_connect',
                                                                                    'mlkit/pipeline/forkserver.py'),
+                                           'mlkit.pipeline.forkserver._count_threads': ( 'pipeline/forkserver.html#_count_threads',
+                                                                                         'mlkit/pipeline/forkserver.py'),
                                            'mlkit.pipeline.forkserver._fork_below': ( 'pipeline/forkserver.html#_fork_below',
                                                                                       'mlkit/pipeline/forkserver.py'),
                                            'mlkit.pipeline.forkserver._hand_on': ( 'pipeline/forkserver.html#_hand_on',
