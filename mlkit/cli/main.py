@@ -13,7 +13,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-_rooms = ("proof", "lab")  # modules beside this one that bring the commands of other rooms, importing none of them to do so
+_rooms = ("proof", "lab", "registry", "optimize", "monitor", "serve", "deploy")  # modules beside this one that bring the commands of other rooms, importing none of them to do so
 
 # %% ../../nbs/cli/00_main.ipynb #65c8fb11
 def read_values(pairs: list[str]) -> dict:

@@ -46,15 +46,27 @@ class Bucket:
         except FileNotFoundError:
             raise MLKitError(f"The store {self.url} cannot be reached: there is no such bucket.") from None
 
-    def add(self, name: str, content: bytes | Path):
-        "Put an object there, unless there is one of that name."
+    def add(self, name: str, content: bytes | Path) -> bool:
+        "Put an object there, unless there is one of that name; tell whether it is new."
         from obstore import put
         from obstore.exceptions import AlreadyExistsError
 
         try:
             self._reaching(put, self._objects, name, content, mode="create")
         except AlreadyExistsError:
-            pass
+            return False
+        return True
+
+    def names(
+        self,
+        prefix: str,
+        after: str | None = None,  # leave out this name and those before it
+    ) -> list[str]:
+        "List the names of all objects below a prefix, in order."
+        from obstore import list as listing
+
+        found = self._reaching(lambda: listing(self._objects, prefix, offset=after).collect())
+        return sorted(o["path"] for o in found if o["path"] > (after or ""))  # not every store knows how to begin in the middle
 
     def _reaching(self, call, *words, **more):
         from obstore.exceptions import BaseError

@@ -8,7 +8,9 @@ __all__ = ['MAX_PIXELS', 'ImageError', 'decode', 'encode_png', 'image_bytes', 'I
 
 # %% ../../nbs/data/03_images.ipynb #090f0826
 import io
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -70,10 +72,13 @@ def decode(
     value,  # a path, the bytes of a file, or an array of pixels
     channels: int = 3,  # 1 for grey, 3 for colour
     base: Path | None = None,  # the folder that relative paths start from
+    least: int | None = None,  # pixels that the shorter side must keep; a large JPEG is decoded at an eighth, a quarter or half of its size then
 ) -> np.ndarray:  # uint8, (height, width, channels)
     "Decode one image. Raises `ImageError` if it is missing, broken or too large."
     image = _open(value, base)
     try:
+        if least and getattr(image, "format", None) == "JPEG":
+            image.draft(None, (least, least))
         pixels = np.asarray(_plain(image, channels))
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise ImageError(f"{value if isinstance(value, str) else 'image'} is broken: {error}") from None
@@ -96,6 +101,15 @@ def image_bytes(value, base: Path | None = None) -> bytes:
     return Path(base or "", value).read_bytes() if isinstance(value, str) else value
 
 # %% ../../nbs/data/03_images.ipynb #c1a63bd5
+def _in_threads(function, values: Sequence) -> list:
+    "Call a function with each number and value, in as many threads as there are cores: Pillow decodes outside of Python's lock."
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if isinstance(values, np.ndarray) or len(values) < 32 or cores == 1:
+        return [function(row, value) for row, value in enumerate(values)]
+    with ThreadPoolExecutor(min(8, cores)) as pool:
+        return list(pool.map(function, range(len(values)), values))
+
+
 @dataclass(frozen=True)
 class ImagePreprocess:
     "Turn paths, bytes or arrays into a batch of bytes (rows, channels, height, width)."
@@ -123,21 +137,35 @@ class ImagePreprocess:
 
     def one(self, value, base: Path | None = None) -> np.ndarray:
         "Prepare one image as (channels, height, width). Raises `ImageError`."
-        pixels = decode(value, self.channels, base)
+        pixels = decode(value, self.channels, base, least=2 * max(self.height, self.width))
         if pixels.shape[:2] != (self.height, self.width):
             pixels = resize(pixels, self.height, self.width, self.fit)
         return pixels.transpose(2, 0, 1)
 
     def batch(self, values: Sequence, base: Path | None = None) -> tuple[np.ndarray, dict[int, str]]:
         "Prepare all images; returns them with the reasons of those that are broken, whose pixels stay black."
+        if (ready := self._ready(values)) is not None:
+            return ready, {}
         pixels = np.zeros((len(values), self.channels, self.height, self.width), np.uint8)
-        broken = {}
-        for row, value in enumerate(as_images(values)):
+
+        def prepare(row: int, value) -> str | None:
             try:
                 pixels[row] = self.one(value, base)
             except ImageError as error:
-                broken[row] = str(error)
-        return pixels, broken
+                return str(error)
+
+        reasons = enumerate(_in_threads(prepare, as_images(values)))
+        return pixels, {row: reason for row, reason in reasons if reason is not None}
+
+    def _ready(self, values: Sequence) -> np.ndarray | None:
+        "Give a column of arrays that have the right size and channels already as a batch, without a look at each."
+        kind, size = getattr(values, "dtype", None), (self.height, self.width)
+        if not isinstance(values, pl.Series) or not isinstance(kind, pl.Array) or values.null_count():
+            return None
+        if kind.shape not in (size, (*size, 1)) if self.channels == 1 else kind.shape != (*size, self.channels):
+            return None
+        pixels = values.to_numpy()
+        return pixels.reshape(len(values), *size, self.channels).transpose(0, 3, 1, 2) if pixels.dtype == np.uint8 else None
 
     def __call__(self, values: Sequence, base: Path | None = None) -> np.ndarray:
         "Prepare all images. Raises `ImageError` that names the first broken row and their number."
@@ -153,7 +181,8 @@ def as_images(values: Sequence) -> Sequence:
     if not isinstance(values, pl.Series):
         return values
     if isinstance(values.dtype, pl.Array):
-        return values.to_numpy()
+        arrays = iter(values.drop_nulls().to_numpy())  # beside a null, numpy would make floats of all
+        return [next(arrays) if there else None for there in values.is_not_null()]
     if values.dtype in (pl.String, pl.Binary):
         return values.to_list()
     kinds = "paths (String), bytes (Binary) or arrays (Array of UInt8)"

@@ -47,8 +47,9 @@ def import_environment(env: dict[str, str]) -> dict[str, str]:
 
 
 def package_folders() -> list[Path]:
-    "List the folders of installed packages."
-    return [Path(p) for p in dict.fromkeys([*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])])]
+    "List the folders of installed packages, those of an environment that this one stands on (by a .pth file) included."
+    below = [p for p in sys.path if os.path.basename(p) in ("site-packages", "dist-packages")]
+    return [Path(p) for p in dict.fromkeys([*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else []), *below])]
 
 
 def installed_state() -> list:
@@ -297,15 +298,23 @@ def superfluous(server: Server) -> bool:
         return True
 
 # %% ../../nbs/pipeline/04_forkserver.ipynb #6fc521ba
+def _count_threads() -> int:
+    names = []
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(OSError):  # it has just ended
+            names.append(Path(f"/proc/self/task/{thread}/comm").read_text().strip())
+    return len(names) - names.count("jemalloc_bg_thd")
+
+
 def threads() -> int:
     "Count the threads that this process has when it forks."
     for _ in range(5):
-        if (count := len(os.listdir("/proc/self/task"))) == 1:
+        if (count := _count_threads()) == 1:
             break
         if (pid := os.fork()) == 0:
             os._exit(0)
         os.waitpid(pid, 0)
-        if (count := len(os.listdir("/proc/self/task"))) == 1:
+        if (count := _count_threads()) == 1:
             break
         time.sleep(0.02)
     return count

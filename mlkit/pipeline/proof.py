@@ -7,8 +7,10 @@ __all__ = ['where_files_differ', 'Difference', 'compare_outputs', 'Proof', 'veri
 
 # %% ../../nbs/pipeline/18_proof.ipynb #057e3bb6
 import json
+import os
 import shutil
 import tempfile
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from ..core.digest import folder_files
@@ -16,6 +18,7 @@ from ..core.display import html_table, number, text_table
 from ..core.errors import MLKitError
 from ..core.shared import open_store
 from ..core.store import Artifact, Store
+from .events import load_run
 from .graph import Pipeline, load_pipeline, plan_jobs
 from .key import explain
 from .plan import plan
@@ -131,6 +134,21 @@ def _stored(store: Store, pipeline: Pipeline, params: dict, profile: str | None)
     return {"jobs": {d.job.id: d.record for d in decisions}}
 
 
+@contextmanager
+def _as_if_in(store: Store, old: dict):
+    "Let stages say that they belong to the runs that made the stored results: a bundle says so, and must come out the same."
+    told = {name: {"run": record["run"]} for name, record in old["jobs"].items()}
+    for origin in told.values():
+        with suppress(MLKitError):  # the run was removed since; its results are there
+            git = load_run(store, origin["run"]).get("git") or {}
+            origin |= {k: git[k] for k in ("commit", "dirty") if git.get(k)}
+    os.environ["MLKIT_ORIGIN"] = json.dumps(told)
+    try:
+        yield
+    finally:
+        del os.environ["MLKIT_ORIGIN"]
+
+
 def verify(
     pipeline,  # a shipped name, a folder, or a Pipeline
     params: dict | None = None,  # as for `run`
@@ -145,7 +163,8 @@ def verify(
     old = _stored(first, pipeline, params or {}, profile)
     folder = Path(tempfile.mkdtemp(prefix=f"mlkit-verify-{pipeline.name}-"))
     try:
-        result = run(pipeline, params, profile, jobs, store=folder, views=views)
+        with _as_if_in(first, old):
+            result = run(pipeline, params, profile, jobs, store=folder, views=views)
         found = compare_outputs(first, old, Store(folder), result.manifest) if result.ok else []
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

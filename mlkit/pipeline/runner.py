@@ -119,7 +119,7 @@ def make_request(run: "State", task: Task) -> dict:
         "inject": injected_source({**job.parameters, **values, **outputs, **sources}, job.secrets),
         "links": links, "outputs": {ref.path: str(outputs[name]) for name, ref in job.stage.outputs.items()},
         "secrets": job.secrets, "declared": [*filter(None, job.sources.values()), str(folder)],
-        "env": {"MLKIT_RUN": run.id, "MLKIT_STORE": str(run.store.root), **thread_limits(run.options.jobs, settings.cpus)},
+        "env": {"MLKIT_RUN": run.id, "MLKIT_STAGE": job.id, "MLKIT_KEY": task.decision.key or "", "MLKIT_STORE": str(run.store.root), **thread_limits(run.options.jobs, settings.cpus)},
         "warm": run.options.warm, "modules": list(imports(job.stage).third_party), "memory": settings.memory,
     }  # fmt: skip
 

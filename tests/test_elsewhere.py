@@ -1,0 +1,99 @@
+"Models that were made elsewhere become bundles, or it is said why not."
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import onnx
+import polars as pl
+import pytest
+
+from makers import mlkit
+from mlkit.bundle import Bundle, BundleError, from_onnx
+
+KERAS = """
+import sys
+import keras, numpy as np, polars as pl
+from mlkit.bundle import from_keras
+
+place, kind = sys.argv[1:]
+rows = pl.DataFrame({"measures": np.random.default_rng(0).normal(size=(5, 8, 8, 1)).astype(np.float32)})
+layers = [keras.layers.Conv2D(4, 3, activation="relu"), keras.layers.BatchNormalization(), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3, activation="softmax")]
+model = keras.Sequential([keras.Input((8, 8, 1)), *layers], name="small")
+expected = keras.ops.convert_to_numpy(model(rows["measures"].to_numpy()))
+if kind == "saved":
+    model.export(place + "/saved", format="tf_saved_model", verbose=False)
+    model = place + "/saved"
+elif kind == "file":
+    model.save(place + "/small.keras")
+    model = place + "/small.keras"
+bundle = from_keras(place + "/bundle", model, rows, "classification", probabilities=True, labels=("a", "b", "c"))
+answers = bundle.predict(rows)["probabilities"].to_numpy()
+assert np.allclose(answers, expected, atol=1e-5), (answers, expected)
+"""
+
+
+@pytest.mark.parametrize("backend, kind", [("torch", "live"), ("torch", "file"), ("tensorflow", "live"), ("tensorflow", "saved")])
+def test_a_model_of_keras_answers_the_same_as_a_bundle(tmp_path, backend, kind):
+    if missing := [name for name in ("keras", backend, *(["tf2onnx"] if backend == "tensorflow" else [])) if not find_spec(name)]:
+        pytest.skip(f"{missing[0]} is not installed: pip install 'mlkit[keras]' {backend}")
+    environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run([sys.executable, "-c", KERAS, str(tmp_path), kind], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    code = "import sys; sys.modules |= dict.fromkeys(('torch', 'keras', 'tensorflow')); from mlkit.bundle import Bundle; print(Bundle.load(sys.argv[1]).manifest.name)"
+    assert subprocess.check_output([sys.executable, "-c", code, str(tmp_path / "bundle")], text=True).strip() in ("small", "saved")
+
+
+@pytest.mark.parametrize("name", ["light_squeezenet", "light_shufflenet", "light_resnet50", "light_inception_v2"])
+def test_old_files_for_one_image_are_set_free_or_refused(tmp_path, name):
+    file = Path(onnx.__file__).parent / f"backend/test/data/light/{name}.onnx"
+    if not file.exists():
+        pytest.skip(f"this onnx ships no {name}")
+    rows = pl.DataFrame({"pixels": np.random.default_rng(0).random((2, 3 * 224 * 224), np.float32)})
+    [image] = [i.name for i in onnx.load(file).graph.input if i.name not in {w.name for w in onnx.load(file).graph.initializer}]
+    try:
+        bundle = from_onnx(tmp_path / "model", file, rows, inputs={image: "pixels"})
+    except BundleError as error:
+        assert "fails on" in str(error) or "batch" in str(error) or "rows" in str(error)
+    else:
+        assert len(bundle.predict(rows)) == 2
+
+
+def test_an_export_with_weights_outside_of_its_folder_is_refused(tmp_path):
+    weights = onnx.numpy_helper.from_array(np.ones((4, 3), np.float32), "w")
+    x, y = (onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["n", d]) for n, d in (("x", 4), ("y", 3)))
+    graph = onnx.helper.make_graph([onnx.helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y], [weights])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    (tmp_path / "below").mkdir()
+    onnx.save(model, tmp_path / "below/m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    (tmp_path / "below/w.bin").rename(tmp_path / "w.bin")
+    rows = pl.DataFrame({"x": [[1.0, 2.0, 3.0, 4.0]]})
+    with pytest.raises(BundleError, match="no ONNX file that can be read"):
+        from_onnx(tmp_path / "bundle", tmp_path / "below/m.onnx", rows)
+    moved = onnx.load(tmp_path / "below/m.onnx", load_external_data=False)
+    moved.graph.initializer[0].external_data[0].value = "../w.bin"
+    onnx.save(moved, tmp_path / "below/m.onnx")
+    with pytest.raises(BundleError, match="no ONNX file that can be read"):
+        from_onnx(tmp_path / "bundle", tmp_path / "below/m.onnx", rows)
+    assert not (tmp_path / "bundle").exists() and not list(tmp_path.glob(".bundle*"))
+    with pytest.raises(BundleError):
+        Bundle.load(tmp_path / "bundle")
+
+
+def test_the_command_line_packages_what_it_is_given(tmp_path):
+    x, y = (onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["n", d]) for n, d in (("x", 4), ("chances", 4)))
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Softmax", ["x"], ["chances"])], "g", [x], [y])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10), tmp_path / "sure.onnx")
+    rows = pl.DataFrame({"x": [[0.0, 0.0, 9.0, 0.0], [1.0, 2.0, 3.0, 4.0]], "other": [1, 2]})
+    rows.write_parquet(tmp_path / "rows.parquet")
+    given = ("bundle", "make", tmp_path / "sure.onnx", tmp_path / "rows.parquet", tmp_path / "made", "--column", "x")
+    assert "Bundle sure" in mlkit(*given, "--task", "classification", "--probabilities", "--labels", "a,b,c,d").stdout
+    assert Bundle.load(tmp_path / "made").predict(rows)["prediction"].to_list() == ["c", "d"]
+    assert "4 labels" in mlkit(*given, "--task", "classification", "--labels", "a,b", check=2).stderr
+    assert "no folder with the config.json" in mlkit("bundle", "make", tmp_path / "none", tmp_path / "rows.parquet", tmp_path / "x", check=2).stderr
+    (tmp_path / "config.json").write_text('{"architecture": "resnet18"}')
+    assert "are for ONNX and Keras" in mlkit("bundle", "make", tmp_path, tmp_path / "rows.parquet", tmp_path / "x", "--task", "raw", check=2).stderr
+    assert not (tmp_path / "x").exists() and len(Bundle.load(tmp_path / "made").predict(rows)) == 2
