@@ -143,9 +143,12 @@ def test_a_step_that_breaks_the_network_spoils_nothing_else(bundle, rows, monkey
     assert result.chosen is not None and len(result.trials) == 4
 
 
-def test_without_labels_the_answers_of_before_count(bundle, rows):
-    trial = search(bundle, rows.drop("label"), Budget(max_drop=0.5), recipes=(("static int8 (minmax)",),), **QUICK).trials[1]
-    assert trial.loss.against == "before" and trial.drop >= 0
+def test_without_labels_the_answers_of_before_count(bundle, rows, monkeypatch):
+    from mlkit.optimize import searching
+
+    monkeypatch.setitem(searching.STEPS, "narrow", lambda model, feeds: network(wide=64))  # surely faster, so it is judged
+    trial = search(bundle, rows.drop("label"), recipes=(("narrow",),), **QUICK).trials[1]
+    assert trial.loss.against == "before" and trial.drop > 0
 
 
 def test_a_search_needs_no_torch(bundle, table):

@@ -168,7 +168,7 @@ def test_orphans_that_ended_are_collected(warm):
 
 def test_peak_memory_is_what_the_tree_used(warm):
     for children in (0, 3):
-        with launch("targets:use_memory", {"bytes": 150_000_000, "children": children}, warm=warm) as process:
+        with launch("targets:use_memory", {"bytes": 150_000_000, "children": children, "seconds": 1}, warm=warm) as process:
             process.receive(30)
             peak = process.wait(10).peak_memory
         assert 150_000_000 < peak < 175_000_000, f"{peak} bytes with {children} children that share it"
