@@ -115,7 +115,7 @@ def brought_by(name: str, found: set[str] | None = None) -> set[str]:
 def test_plain_mlkit_needs_nothing_that_only_an_extra_brings():
     plain = brought_by("mlkit")
     others = {module for module, owners in packages_distributions().items() if not plain.intersection(map(canonicalize_name, owners))}
-    import_without(others, modules_of(set(torch_free) - {"serve"}))  # a server is an extra
+    import_without(others, modules_of(torch_free))
 
 
 def test_the_front_door_leads_to_every_room():
