@@ -16,6 +16,8 @@ def own_runtime():
     with tempfile.TemporaryDirectory(prefix="mlkit-") as folder:
         os.chmod(folder, 0o700)
         names = {"MLKIT_RUNTIME": folder, "WANDB_MODE": "offline", "PYTHONDONTWRITEBYTECODE": "1", "JUPYTER_PLATFORM_DIRS": "1"}
+        if "PYTEST_XDIST_WORKER" in os.environ:  # threads that spin would wait for those of the other worker
+            names |= {"OMP_NUM_THREADS": "1"}
         before = {n: os.environ.get(n) for n in (*names, "MLKIT_STORE", "MLKIT_RUN", "GITHUB_STEP_SUMMARY")}
         os.environ |= names
         for name in before.keys() - names.keys():
