@@ -3068,6 +3068,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'mlkit/timeseries/networks.py'),
                                            'mlkit.timeseries.networks.fill': ( 'timeseries/networks.html#fill',
                                                                                'mlkit/timeseries/networks.py'),
+                                           'mlkit.timeseries.networks.has_gaps': ( 'timeseries/networks.html#has_gaps',
+                                                                                   'mlkit/timeseries/networks.py'),
                                            'mlkit.timeseries.networks.make_network': ( 'timeseries/networks.html#make_network',
                                                                                        'mlkit/timeseries/networks.py')},
             'mlkit.timeseries.recipes': { 'mlkit.timeseries.recipes.Recipe': ( 'timeseries/recipes.html#recipe',

@@ -6,6 +6,7 @@
 __all__ = ['SIDES', 'SEASONS', 'permuted', 'Batches', 'Windows', 'Frame', 'season_of', 'seasonal_errors', 'SeriesData']
 
 # %% ../../nbs/timeseries/00_data.ipynb #596719b8
+import math
 import warnings
 from collections.abc import Sequence
 from copy import copy
@@ -31,16 +32,16 @@ def permuted(
     seed: int,
 ) -> np.ndarray:
     "Look numbers up in a random permutation of 0 to n - 1; memory is that of `index`."
-    half = np.uint64(max(1, (max(n - 1, 1).bit_length() + 1) // 2))
-    mask = np.uint64((1 << int(half)) - 1)
+    rows = math.isqrt(n - 1) + 1
+    columns = -(-n // rows)
     keys = np.random.default_rng(seed).integers(1, 2**63, 4, dtype=np.uint64) | np.uint64(1)
 
     def rounds(x):
-        left, right = x >> half, x & mask
-        for key in keys:
+        left, right = np.divmod(x, np.uint64(columns))
+        for key, size in zip(keys, (rows, columns, rows, columns)):
             mixed = (right + np.uint64(1)) * key
-            left, right = right, left ^ ((mixed ^ (mixed >> np.uint64(29))) >> np.uint64(17) & mask)
-        return left << half | right
+            left, right = right, (left + ((mixed ^ (mixed >> np.uint64(29))) >> np.uint64(17))) % np.uint64(size)
+        return left * np.uint64(columns) + right
 
     found = rounds(np.asarray(index, np.uint64))
     while (outside := found >= n).any():
@@ -63,9 +64,11 @@ class Batches(torch.utils.data.Sampler):
         return self.taken // self.size if self.shuffle and self.taken >= self.size else -(-self.taken // self.size)
 
     def __iter__(self):
-        for i in range(len(self)):
-            index = np.arange(i * self.size, min((i + 1) * self.size, self.taken))
-            yield permuted(index, self.n, 1000 * self.seed + self.epoch) if self.shuffle else index
+        together = max(1, 65_536 // self.size)  # looking up one batch costs nearly as much as looking up many
+        for first in range(0, len(self), together):
+            index = np.arange(first * self.size, min((first + together) * self.size, len(self) * self.size, self.taken))
+            numbers = permuted(index, self.n, 1000 * self.seed + self.epoch) if self.shuffle else index
+            yield from np.split(numbers, range(self.size, len(numbers), self.size))
 
 # %% ../../nbs/timeseries/00_data.ipynb #9938311b
 class Windows(torch.utils.data.Dataset):

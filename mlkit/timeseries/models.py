@@ -22,7 +22,7 @@ from ..data.series import NamePreprocess, Panel, SeriesError, SeriesPreprocess, 
 from .conformal import LEVELS, conformal_offsets
 from .data import Frame, SeriesData
 from .evaluation import ForecastEvaluation, evaluate_forecasts
-from .networks import fill, make_network
+from .networks import fill, has_gaps, make_network
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", ".*IProgress.*")
@@ -40,9 +40,11 @@ def window_loss(
     quantiles: Sequence[float] = (0.5,),
 ) -> torch.Tensor:
     "Compute the mean loss of a batch, in units of each series."
-    target = batch["target"]
-    seen = target.isfinite()
-    error = torch.where(seen[:, :, None], target.nan_to_num(0.0)[:, :, None] - answer, 0.0)
+    target, count = batch["target"][:, :, None], answer.numel()
+    if has_gaps(target):
+        seen = target.isfinite()
+        target, count = torch.where(seen, target, answer), (seen.sum() * answer.shape[2]).clamp(min=1)
+    error = target - answer
     unit = batch["seasonal_error" if loss == "owa" else "deviation"][:, None, None]
     if len(quantiles) > 1:
         levels = torch.tensor(quantiles, dtype=answer.dtype, device=answer.device)
@@ -53,9 +55,9 @@ def window_loss(
         each = error.abs() / unit
     if loss == "owa":
         each = each.clamp(max=50.0)
-        size = target.nan_to_num(0.0).abs()[:, :, None] + answer.detach().abs() + 1e-6
+        size = target.detach().abs() + answer.detach().abs() + 1e-6
         each = each + _PERCENT * (2 * error.abs() / size)
-    return each.sum() / (seen.sum() * len(quantiles)).clamp(min=1)
+    return each.sum() / count
 
 # %% ../../nbs/timeseries/06_models.ipynb #5aa232e8
 class Calibrated(torch.nn.Module):

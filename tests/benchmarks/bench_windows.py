@@ -1,6 +1,6 @@
 """Training windows per second and peak memory: a linear model, context 336, horizon 96, on 32 series of 50,000 points, one thread.
 
-Beside ours stand a bare torch loop over one contiguous tensor, and darts, gluonts and neuralforecast with their own linear models. The peers live in an environment
+Beside ours stand a bare torch loop over one contiguous tensor with the same model, loss, optimiser and batch; a simpler one that neither scales windows nor knows the units of series; and darts, gluonts and neuralforecast with their own linear models. The peers live in an environment
 of their own over the present one, so that all use one torch; name it with MLKIT_PEERS=folder to keep it. What does not install is left out and named.
 """
 
@@ -35,19 +35,26 @@ def say(train, few=40, many=240):
     print("\\n" + json.dumps({"windows": (many - few) * batch / (seconds[1] - seconds[0]), "imported": imported, "peak": peak()}))
 """
 BARE = """
-flat = torch.from_numpy(values().ravel())
+own = values()
+flat, deviation = torch.from_numpy(own.ravel()), torch.from_numpy(own.std(1))
 linear = torch.nn.Linear(context, horizon); optimizer = torch.optim.AdamW(linear.parameters(), 1e-3)
 def train(steps):
     view = flat.unfold(0, context + horizon, 1)
     for _ in range(steps):
-        start = torch.randint(0, points - context - horizon, (batch,)) + points * torch.randint(0, series, (batch,))
-        window = view.index_select(0, start)
+        one = torch.randint(0, series, (batch,))
+        window = view.index_select(0, torch.randint(0, points - context - horizon, (batch,)) + points * one)
         x, y = window[:, :context], window[:, context:]
-        last = x[:, -1:]
-        loss = (linear(x - last) + last - y).abs().mean()
+        loss = LOSS
         optimizer.zero_grad(); loss.backward(); optimizer.step()
 say(train)
 """
+SAME = """
+def loss_of(x, y, unit):
+    last = x[:, -1:]
+    scale = torch.linalg.vector_norm(x - x.mean(1, keepdim=True), dim=1, keepdim=True) / context**0.5
+    return ((linear((x - last) / scale) * scale + last - y).abs() / unit[:, None]).mean()
+""" + BARE.replace("LOSS", "loss_of(x, y, deviation[one])")
+SIMPLEST = BARE.replace("LOSS", "(linear(x - x[:, -1:]) + x[:, -1:] - y).abs().mean()")
 OURS = """
 from mlkit.data.series import Grid, Panel
 from mlkit.timeseries import Forecaster, SeriesData
@@ -131,9 +138,9 @@ def row(name: str, found: dict, bare: float | None) -> dict:
 
 
 if __name__ == "__main__":
-    bare = measured(sys.executable, BARE)
-    rows, notes = [row("bare torch loop", bare, None)], []
-    for name, code in (("ours, windows in a plain loop", LOOP), ("ours, mlkit.train.fit", FIT)):
+    bare = measured(sys.executable, SAME)
+    rows, notes = [row("bare torch loop, the same model and loss", bare, None)], []
+    for name, code in (("bare torch loop, without scaling and units", SIMPLEST), ("ours, windows in a plain loop", LOOP), ("ours, mlkit.train.fit", FIT)):
         rows.append(row(name, measured(sys.executable, code), bare["windows"]))
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(os.environ.get("MLKIT_PEERS", temporary))
