@@ -15,7 +15,7 @@ from mlkit.data import sources
 from mlkit.data.sources import CATALOGUE, Dataset, SourceError, download, fetch_file, load
 
 CONTENT = bytes(range(256)) * 4000
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
+SHA256, LENGTH = hashlib.sha256(CONTENT).hexdigest(), len(CONTENT)
 
 
 class Server(http.server.BaseHTTPRequestHandler):
@@ -28,7 +28,7 @@ class Server(http.server.BaseHTTPRequestHandler):
         start = int(self.headers["Range"][6:-1]) if self.headers["Range"] else None
         getattr(self, self.path.strip("/"))(start)
 
-    def whole(self, start, status=200, length=len(CONTENT), sent=CONTENT):
+    def whole(self, start, status=200, length=LENGTH, sent=CONTENT):
         self.send_response(status)
         if length is not None:
             self.send_header("Content-Length", str(length))
@@ -36,7 +36,7 @@ class Server(http.server.BaseHTTPRequestHandler):
         self.wfile.write(sent)
 
     def ranges(self, start, most=None):
-        if start and start >= len(CONTENT):
+        if start and start >= LENGTH:
             return self.send_error(416)
         sent = CONTENT[start or 0 :]
         self.whole(start, 206 if start else 200, len(sent), sent[:most])
@@ -68,7 +68,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 
     def slow(self, start):
         self.whole(start, sent=CONTENT[:1000])
-        for i in range(1000, len(CONTENT), 50_000):
+        for i in range(1000, LENGTH, 50_000):
             time.sleep(0.02)
             self.wfile.write(CONTENT[i : i + 50_000])
 
@@ -96,7 +96,7 @@ def test_a_file_comes_whole_however_it_is_served(url, tmp_path, how, times):
     seen = []
     fetch_file(f"{url}/{how}", tmp_path / "file", SHA256, moved=lambda done, total: seen.append((done, total)))
     assert (tmp_path / "file").read_bytes() == CONTENT and names(tmp_path) == ["file"] and Server.asked[f"/{how}"] == times
-    assert seen[-1] == (len(CONTENT), None if how == "no_length" else len(CONTENT)), "the bar ends full"
+    assert seen[-1] == (LENGTH, None if how == "no_length" else LENGTH), "the bar ends full"
 
 
 @pytest.mark.parametrize("part", [CONTENT[:1000], b"of another file", CONTENT, CONTENT + b"and more"])
@@ -177,7 +177,7 @@ def test_a_damaged_file_is_mended_by_fetching_it(numbers, capsys):
     with pytest.raises(Exception, match="damaged"):
         load("numbers")
     download("numbers")
-    assert load("numbers")["bytes"].item() == len(CONTENT) and "file" in capsys.readouterr().out, "with a bar"
+    assert load("numbers")["bytes"].item() == LENGTH and "file" in capsys.readouterr().out, "with a bar"
 
 
 @pytest.mark.parametrize("dataset", CATALOGUE.values(), ids=CATALOGUE)

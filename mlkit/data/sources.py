@@ -80,7 +80,7 @@ def locate(dataset: Dataset) -> dict[str, Path]:
     return found
 
 # %% ../../nbs/data/02_sources.ipynb #deb65c35
-PIECE, PAUSE = 1 << 20, 1.0  # bytes at a time; seconds before the second try, twice as long before each further one
+PIECE, PAUSE = 1 << 20, 1.0  # bytes at a time, at most; seconds before the second try, twice as long before each further one
 BUSY = (408, 425, 429, 500, 502, 503, 504)  # answers that may be others in a moment
 _broken = (ConnectionError, TimeoutError, ssl.SSLError, urllib.error.URLError, http.client.HTTPException)
 
@@ -93,7 +93,7 @@ def _receive(url: str, part: Path, moved: Callable[[int, int | None], None]):
         there = there if answer.status == 206 else 0
         length = int(answer.headers["Content-Length"]) if answer.headers["Content-Length"] else None
         total = there + length if length is not None else None
-        while piece := answer.read(PIECE):
+        while piece := answer.read1(PIECE):  # what is there, so that little is lost when it ends here
             file.write(piece)
             moved(file.tell(), total)
         if total is not None and file.tell() < total:
