@@ -1,8 +1,8 @@
 "Tables, splits, sources and images keep their promises."
 import io
-import os
 import subprocess
 import sys
+import buckets
 import dataframely as dy
 import numpy as np
 import polars as pl
@@ -231,30 +231,83 @@ def test_a_strict_contract_says_what_is_wrong_and_keeps_the_rows(tmp_path):
     assert pl.read_parquet(tmp_path / "bad.parquet")["name"].to_list() == ["ada"]
 
 
-@pytest.fixture(scope="module")
-def bucket():
-    "A bucket of an emulated S3 on this machine."
-    boto3, server = pytest.importorskip("boto3"), pytest.importorskip("moto.server", reason="an emulator of S3")
-    emulator = server.ThreadedMotoServer(port=0)
-    emulator.start()
-    host, port = emulator.get_host_and_port()
-    url, before = f"http://{host}:{port}", dict(os.environ)
-    os.environ |= {"AWS_ENDPOINT_URL": url, "AWS_ALLOW_HTTP": "true", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
-    client = boto3.client("s3", endpoint_url=url, region_name="us-east-1")
-    client.create_bucket(Bucket="shop")
-    yield client
-    emulator.stop()
-    os.environ.clear()
-    os.environ.update(before)
+@pytest.fixture(params=["s3", "gs", "az"])
+def cloud(request, tmp_path):
+    "A bucket of an emulated cloud: what its addresses begin with, and how to put something there."
+    if request.param == "az":
+        obstore, store = pytest.importorskip("obstore"), pytest.importorskip("obstore.store")
+        with buckets.azure("shop", tmp_path):
+            there = store.from_url("az://shop")
+            yield "az://", lambda key, content: obstore.put(there, key, content)
+    else:
+        emulated = buckets.s3("shop") if request.param == "s3" else buckets.gs("shop", tmp_path)
+        with emulated as client:
+            yield f"{request.param}://", lambda key, content: client.put_object(Bucket="shop", Key=key, Body=content, ACL="public-read")
 
 
-def test_tables_in_a_bucket_are_read_like_files(bucket):
+def test_tables_in_a_bucket_are_read_like_files(cloud):
+    scheme, put = cloud
     parts = [pl.DataFrame({"x": [i, i + 1]}) for i in (1, 3)]
     for i, part in enumerate(parts):
         part.write_parquet(buffer := io.BytesIO())
-        bucket.put_object(Bucket="shop", Key=f"events/{i}.parquet", Body=buffer.getvalue())
-        bucket.put_object(Bucket="shop", Key=f"lists/{i}.csv", Body=part.write_csv().encode())
-    for source in ("s3://shop/events/*.parquet", "s3://shop/lists/*.csv"):
-        assert scan(source).filter(pl.col("x") > 1).collect()["x"].sort().to_list() == [2, 3, 4]
-    with pytest.raises(TableError, match="no table format"):
-        scan("s3://shop/events")
+        put(f"events/{i}.parquet", buffer.getvalue())
+        put(f"lists/{i}.csv", part.write_csv().encode())
+        put(f"logs/{i}.jsonl", part.write_ndjson().encode())
+    for source in ("events/*.parquet", "lists/*.csv", "logs/*.jsonl", "events/**/*.parquet"):
+        assert scan(f"{scheme}shop/{source}").filter(pl.col("x") > 1).collect()["x"].sort().to_list() == [2, 3, 4]
+    assert scan(f"{scheme}shop/events/1.parquet").collect().equals(parts[1])
+
+
+WRONG = {  # what is asked for, and what is answered
+    "events": "the ending '' is no table format",
+    "events/9.parquet": "There is no file .*events/9.parquet, or no such bucket",
+    "none/*.parquet": "No file matches .*none",
+    "empty/*.csv": "No file matches .*empty.*, or all that do are empty",
+    "torn/1.parquet": "torn/1.parquet cannot be read: parquet: File out of specification",
+}
+
+
+def test_what_cannot_be_read_in_a_bucket_is_named_before_any_query_runs(cloud):
+    scheme, put = cloud
+    put("empty/1.csv", b"")
+    put("torn/1.parquet", b"PAR1 and no more than this")
+    for source, words in WRONG.items():
+        with pytest.raises(TableError, match=words) as caught:
+            scan(f"{scheme}shop/{source}")
+        assert len(str(caught.value)) < 250 and "\n" not in str(caught.value)
+    with pytest.raises(TableError, match=f"There is no bucket {scheme}nobody"):
+        scan(f"{scheme}nobody/events/*.parquet")
+
+
+DENIED = """
+import sys
+from mlkit.data.tables import TableError, scan
+try:
+    scan(sys.argv[1])
+except TableError as error:
+    print(error)
+"""
+
+
+def told(source: str) -> str:
+    "What a process of its own is told: polars keeps connections, and with them what let it in."
+    return subprocess.check_output([sys.executable, "-W", "ignore", "-c", DENIED, source], text=True)
+
+
+def test_who_may_not_read_a_bucket_is_told_how_to_say_who_they_are(cloud, monkeypatch):
+    scheme, put = cloud
+    put("list.csv", b"x\n1\n")
+    assert told(f"{scheme}shop/list.csv") == ""
+    if scheme == "s3://":
+        monkeypatch.setattr("moto.core.responses.settings.INITIAL_NO_AUTH_ACTION_COUNT", 0.0)
+        names = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY"
+    elif scheme == "gs://":
+        monkeypatch.delenv("GOOGLE_SERVICE_ACCOUNT")
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "")
+        monkeypatch.setenv("NO_GCE_CHECK", "true")
+        names = "GOOGLE_SERVICE_ACCOUNT"
+    else:
+        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "d3Jvbmc=")
+        names = "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"
+    said = told(f"{scheme}shop/list.csv")
+    assert f"{scheme}shop/list.csv may not be read: access is denied" in said and names in said and said.count("\n") == 1

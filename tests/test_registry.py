@@ -1,24 +1,19 @@
 "Versions never change, aliases move by consent, and whoever writes at once loses nothing."
 
 import json
-import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from logging import ERROR, getLogger
 from multiprocessing import get_context
-from threading import Lock, Thread
 
+import buckets
 import numpy as np
 import polars as pl
 import pytest
 from makers import mlkit
 from onnx import TensorProto, helper, numpy_helper
-from werkzeug.serving import make_server
 
 from mlkit.bundle import Bundle, BundleError, Gates, Manifest, Registry, Tensor, make_keys, package, resolve, sign, verify
 from mlkit.bundle.ledger import append, entries
@@ -44,83 +39,16 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def s3():
-    "A bucket of an emulated S3."
-    server, boto3 = pytest.importorskip("moto.server", reason="an emulator of S3"), pytest.importorskip("boto3")
-    getLogger("werkzeug").setLevel(ERROR)
-    emulator = make_server("127.0.0.1", 0, _one_at_a_time(server.DomainDispatcherApplication(server.create_backend_app)), threaded=True)
-    Thread(target=emulator.serve_forever, daemon=True).start()
-    url, before = f"http://127.0.0.1:{emulator.port}", dict(os.environ)
-    os.environ |= {"AWS_ENDPOINT_URL": url, "AWS_ALLOW_HTTP": "true", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
-    boto3.client("s3", endpoint_url=url, region_name="us-east-1").create_bucket(Bucket="models")
-    yield "s3://models/team"
-    emulator.shutdown()
-    os.environ.clear()
-    os.environ.update(before)
-
-
-def _one_at_a_time(app):
-    "Moto looks whether a name is taken and then writes, which S3 does in one: let no request come in between."
-    lock = Lock()
-
-    def locked(environ, start_response):
-        with lock:
-            return list(app(environ, start_response))
-
-    return locked
+    with buckets.s3("models"):
+        yield "s3://models/team"
 
 
 @pytest.fixture(scope="module")
 def azure(tmp_path_factory):
-    "A container of an emulated Azure storage, if azurite is installed: npm install -g azurite."
-    program = os.environ.get("AZURITE") or shutil.which("azurite-blob")
-    if not program:
-        pytest.skip("no emulator of Azure's storage: npm install -g azurite, or name its azurite-blob in $AZURITE")
-    port, before = free_port(), dict(os.environ)
-    emulator = subprocess.Popen([program, "--blobPort", str(port), "--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry", "--silent"], cwd=tmp_path_factory.mktemp("azurite"))
-    key = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # the emulator's, the same everywhere
-    url = f"http://127.0.0.1:{port}/devstoreaccount1"
-    names = {"ENDPOINT": url, "ACCOUNT_NAME": "devstoreaccount1", "ACCOUNT_KEY": key, "ALLOW_HTTP": "true"}
-    os.environ |= {f"AZURE_STORAGE_{k}" if k != "ALLOW_HTTP" else "AZURE_ALLOW_HTTP": v for k, v in names.items()}
-    try:
-        _make_container(url, key, "models")
+    with buckets.azure("models", tmp_path_factory.mktemp("azurite")):
         yield "az://models/team"
-    finally:
-        emulator.terminate()
-        emulator.wait(10)
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def _make_container(url: str, key: str, name: str):
-    "Make a container with a signed request, so that no further library is needed for a test."
-    import base64
-    import hashlib
-    import hmac
-    import urllib.request
-    from email.utils import formatdate
-
-    for _ in range(100):
-        date, version = formatdate(usegmt=True), "2023-11-03"
-        text = "PUT" + "\n" * 12 + f"x-ms-date:{date}\nx-ms-version:{version}\n/devstoreaccount1/devstoreaccount1/{name}\nrestype:container"
-        signature = base64.b64encode(hmac.new(base64.b64decode(key), text.encode(), hashlib.sha256).digest()).decode()
-        headers = {"x-ms-date": date, "x-ms-version": version, "Authorization": f"SharedKey devstoreaccount1:{signature}", "Content-Length": "0"}
-        try:
-            urllib.request.urlopen(urllib.request.Request(f"{url}/{name}?restype=container", method="PUT", headers=headers), timeout=5).close()
-            return
-        except ConnectionError:
-            time.sleep(0.1)
-        except urllib.error.URLError as error:
-            if isinstance(error, urllib.error.HTTPError):
-                raise RuntimeError(error.read()) from error
-            time.sleep(0.1)
 
 
 @pytest.fixture(params=["folder", "s3", "azure"])

@@ -1,28 +1,16 @@
 "What one machine has computed, another takes from the bucket."
 
-import os
-
+import buckets
 import pytest
 from makers import last_manifest, mlkit, write_chain
 
 pytest.importorskip("obstore")
-server = pytest.importorskip("moto.server", reason="an emulator of S3")
 
 
 @pytest.fixture(scope="module")
 def bucket():
-    "A bucket of an emulated S3 on this machine."
-    boto3 = pytest.importorskip("boto3")
-    emulator = server.ThreadedMotoServer(port=0)
-    emulator.start()
-    host, port = emulator.get_host_and_port()
-    url, before = f"http://127.0.0.1:{port}", dict(os.environ)
-    os.environ |= {"AWS_ENDPOINT_URL": url, "AWS_ALLOW_HTTP": "true", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
-    boto3.client("s3", endpoint_url=url, region_name="us-east-1").create_bucket(Bucket="team")
-    yield "s3://team/chain"
-    emulator.stop()
-    os.environ.clear()
-    os.environ.update(before)
+    with buckets.s3("team"):
+        yield "s3://team/chain"
 
 
 def machine(place, name: str, bucket: str, monkeypatch):
