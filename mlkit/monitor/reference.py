@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 import polars as pl
 from ..data.sketches import SketchError, pack, unpack
-from .quality import Cbpe, Curve, Dle, classification, forecasts, regression
+from .quality import Cbpe, Curve, Dle, Scale, classification, forecasts, regression
 from .statistics import MonitorError
 
 REFERENCE = "quality.json"  # its name in a bundle
@@ -99,12 +99,16 @@ def assess(reference: Reference, now: pl.DataFrame, label: str = "label", drop: 
     return compare_quality(reference.metrics, reference.estimator.estimate(now), drop, estimated=True)
 
 # %% ../../nbs/monitor/03a_reference.ipynb #d0e43f8b
+def _curve(curve: Curve) -> list[str]:
+    return [pack(a) for a in (curve.said, curve.hits, curve.sizes)]
+
+
 def _estimator_dict(estimator: Cbpe | Dle | None) -> dict | None:
     if isinstance(estimator, Cbpe):
-        curves = [[pack(a) for a in (c.said, c.hits, c.sizes)] for c in (estimator.confidence, *estimator.classes)]
-        return {"is": "cbpe", "curves": curves, "labels": list(estimator.labels)}
+        scale = estimator.scale and {"heat": estimator.scale.heat, "shift": pack(estimator.scale.shift), "doubt": pack(estimator.scale.doubt)}
+        return {"is": "cbpe", "confidence": _curve(estimator.confidence), "answer": estimator.answer and _curve(estimator.answer), "scale": scale, "labels": list(estimator.labels)}
     if isinstance(estimator, Dle):
-        arrays = {n: pack(getattr(estimator, n).ravel()) for n in ("weights", "covariance", "variance")}
+        arrays = {n: pack(getattr(estimator, n).ravel()) for n in ("weights", "spread", "covariance")}
         return {"is": "dle", "edges": {n: pack(e) for n, e in estimator.edges.items()}, **arrays}
     return None
 
@@ -113,10 +117,11 @@ def _estimator_from(data: dict | None) -> Cbpe | Dle | None:
     if data is None:
         return None
     if data["is"] == "cbpe":
-        first, *classes = (Curve(*map(unpack, c)) for c in data["curves"])
-        return Cbpe(first, tuple(classes), tuple(data["labels"]))
-    weights = unpack(data["weights"]).reshape(-1, 2)
-    return Dle({n: unpack(e) for n, e in data["edges"].items()}, weights, unpack(data["covariance"]).reshape(len(weights), -1), unpack(data["variance"]))
+        confidence, answer = (Curve(*map(unpack, c)) if c else None for c in (data["confidence"], data["answer"]))
+        scale = data["scale"] and Scale(data["scale"]["heat"], unpack(data["scale"]["shift"]), unpack(data["scale"]["doubt"]))
+        return Cbpe(confidence, answer, scale, tuple(data["labels"]))
+    weights, spread = (unpack(data[n]).reshape(-1, 2) for n in ("weights", "spread"))
+    return Dle({n: unpack(e) for n, e in data["edges"].items()}, weights, spread, unpack(data["covariance"]).reshape(2, len(weights), -1))
 
 
 def write_reference(reference: Reference) -> str:
