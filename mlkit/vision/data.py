@@ -44,14 +44,33 @@ class Augment:
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         "Move each image of a batch (n, channels, height, width); returns floats in the same range."
-        n = len(images)
-        angle, zoom, dx, dy = (torch.rand(4, n, device=images.device) * 2 - 1).unbind()
-        angle, zoom = angle * self.rotate * torch.pi / 180, 1 + zoom * self.zoom
-        mirror = torch.where(torch.rand(n, device=images.device) < 0.5 * self.flip, -1.0, 1.0)
-        rows = [zoom * angle.cos() * mirror, -zoom * angle.sin(), 2 * dx * self.shift, zoom * angle.sin() * mirror, zoom * angle.cos(), 2 * dy * self.shift]
-        grid = torch.nn.functional.affine_grid(torch.stack(rows, 1).view(n, 2, 3), list(images.shape), align_corners=False)
-        moved = torch.nn.functional.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+        moved = (_bend if self.rotate or self.zoom else _step)(images, self)
         return _erase(moved, self.erase) if self.erase else moved
+
+
+def _step(images: torch.Tensor, by: Augment) -> torch.Tensor:
+    "Move by whole pixels, so that nothing is blurred; the edge is repeated where an image has moved away."
+    n, _, *size = images.shape
+    places = []
+    for length in size:
+        reach = round(by.shift * length)
+        steps = torch.randint(-reach, reach + 1, (n, 1), device=images.device)
+        places.append((torch.arange(length, device=images.device) + steps).clamp(0, length - 1))
+    mirror = torch.rand(n, 1, device=images.device) < 0.5 * by.flip
+    rows, columns = places[0], torch.where(mirror, size[1] - 1 - places[1], places[1])
+    each = torch.arange(n, device=images.device)
+    return images[each[:, None, None], :, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2).float()
+
+
+def _bend(images: torch.Tensor, by: Augment) -> torch.Tensor:
+    "Turn, zoom, move and mirror in one interpolation."
+    n = len(images)
+    angle, zoom, dx, dy = (torch.rand(4, n, device=images.device) * 2 - 1).unbind()
+    angle, zoom = angle * by.rotate * torch.pi / 180, 1 + zoom * by.zoom
+    mirror = torch.where(torch.rand(n, device=images.device) < 0.5 * by.flip, -1.0, 1.0)
+    rows = [zoom * angle.cos() * mirror, -zoom * angle.sin(), 2 * dx * by.shift, zoom * angle.sin() * mirror, zoom * angle.cos(), 2 * dy * by.shift]
+    grid = torch.nn.functional.affine_grid(torch.stack(rows, 1).view(n, 2, 3), list(images.shape), align_corners=False)
+    return torch.nn.functional.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
 
 
 def _erase(images: torch.Tensor, share: float) -> torch.Tensor:
@@ -63,7 +82,7 @@ def _erase(images: torch.Tensor, share: float) -> torch.Tensor:
     square = inside[0][:, None, :, None] & inside[1][:, None, None, :]
     return torch.where(square, images.mean((0, 2, 3), keepdim=True), images)
 
-
+# %% ../../nbs/vision/00_data.ipynb #b19e4f77
 def mix(
     images: torch.Tensor,
     targets: torch.Tensor,  # floats: probabilities of classes, marks of tags, or values
