@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlkit.bundle import Bundle, BundleError
 from mlkit.data.series import Grid, Panel, SeriesError, SeriesPreprocess, make_panel, open_panel, write_panel
-from mlkit.timeseries import Baseline, Forecaster, SeriesData, backtest, ensemble, evaluate_forecasts, forecaster, request_rows, solve
+from mlkit.timeseries import Baseline, Forecaster, SeriesData, anomalies, backtest, ensemble, evaluate_forecasts, forecaster, request_rows, solve
 from mlkit.timeseries.data import permuted
 from mlkit.timeseries.hierarchy import METHODS, Hierarchy, make_hierarchy, projection, reconcile
 from mlkit.timeseries.networks import FAMILIES, fill
@@ -175,6 +175,81 @@ def test_a_constant_series_is_forecast_as_itself_and_breaks_nothing():
         assert np.allclose(model.predict(flat)["forecast"], 5.0, atol=1e-3)
     metrics = evaluate_forecasts(Baseline("naive", own.spec), own).metrics()
     assert metrics["mae"] == 0 and json.dumps(metrics)
+
+
+def test_quantiles_never_cross_before_or_after_calibration(tmp_path):
+    own = data(hourly(400))
+    model = fit(Forecaster("perceptron", own, quantiles=(0.1, 0.3, 0.5, 0.7, 0.9), width=16, lr=3e-2), own, epochs=1, **QUIET).model
+    batch = next(iter(own.loader("test")))
+    assert (np.diff(model.forecast(batch)) >= 0).all()
+    assert (np.diff(model.calibrate(own).forecast(batch)) >= 0).all()
+    rows = request_rows(model, own, own.windows("test"), [3])
+    found = model.export_bundle(tmp_path / "bundle", own).predict(rows)
+    assert np.allclose(found["q0.95"].to_numpy(), model.forecast(own.windows("test")[[3]])[..., -1], rtol=1e-3)
+
+
+def test_a_series_without_a_value_is_neither_trained_on_nor_forecast():
+    silent = hourly(400).with_columns(value=pl.when(pl.col("id") == "a").then("value"))
+    own = data(silent)
+    assert len(own.windows("train")) == len(data(silent.filter(id="a")).windows("train"))
+    model = solve(own)
+    assert model.predict(silent)["series"].unique().to_list() == ["a"]
+    few = silent.with_columns(value=pl.when((pl.col("id") == "a") | (pl.int_range(pl.len()).over("id") < 11)).then(1.0))
+    assert model.predict(few)["series"].unique().to_list() == ["a"], "11 points are fewer than one horizon"
+    with pytest.raises(SeriesError, match="12 known values are needed before the horizon, the longest series has 1"):
+        model.predict(hourly(1))
+
+
+def test_the_error_scaled_by_a_constant_past_is_not_a_number_rather_than_perfect():
+    step = pl.DataFrame({"time": range(300), "value": [5.0] * 290 + [9.0] * 10})
+    own = SeriesData(step, horizon=6, context=24, validation=20, test=20)
+    metrics = evaluate_forecasts(Baseline("naive", own.spec), own).metrics()
+    assert np.isnan(metrics["mase"]) and metrics["mae"] > 0
+
+
+def test_a_missing_static_number_counts_as_average_and_leaves_the_others_their_say():
+    frame = hourly(400, ("a", "b", "c"))
+    holed = data(frame.with_columns(size=pl.when(pl.col("id") != "c").then("size")), statics=["size"])
+    beside = Forecaster("linear", holed).network.beside
+    assert beside.centre.tolist() == [0.5] and beside.spread.tolist() == [0.5]
+
+
+def test_the_calendar_is_that_of_the_zone_that_was_trained_in():
+    times = pl.datetime_range(datetime(2026, 3, 20), datetime(2026, 4, 10), "1h", time_zone="Europe/Berlin", eager=True)
+    local = pl.DataFrame({"time": times, "value": np.sin(np.arange(len(times)) / 24 * 2 * np.pi)})
+    own = SeriesData(local, horizon=6, context=24, calendar=True)
+    model = fit(Forecaster("linear", own), own, epochs=1, **QUIET).model
+    with pytest.raises(SeriesError, match="in UTC, the model knows the calendar in Europe/Berlin"):
+        model.predict(local.with_columns(pl.col("time").dt.convert_time_zone("UTC")))
+
+
+def forecaster_of(**more):
+    return Forecaster("linear", data(), **more)
+
+
+MISTAKES = {
+    "a target that is also known": (lambda: data(known=["value"]), '"value" is named twice'),
+    "a target twice": (lambda: SeriesData(hourly(100, "a"), ["value", "value"], horizon=2), "named twice"),
+    "a horizon of a half": (lambda: data(horizon=2.5), "horizon must be a whole number"),
+    "a season of nothing": (lambda: data(season=0), "season must be a whole number"),
+    "levels that fall": (lambda: forecaster_of(quantiles=(0.9, 0.1)), "levels must rise"),
+    "no levels": (lambda: forecaster_of(quantiles=()), "levels must rise"),
+    "an option of another network": (lambda: forecaster_of(width=3), 'linear network has no option "width"'),
+    "a covariate unseen in training": (lambda: Forecaster("linear", data(hourly().with_columns(warm=pl.when(pl.int_range(pl.len()).over("id") > 560).then("warm")), known=["warm"])), "no number in the training part"),
+    "a series without its kind": (lambda: data(hourly().with_columns(kind=pl.when(pl.col("id") == "a").then("kind")), statics=["kind"]), "no name for 1 of 2 series"),
+    "a pandas frame": (lambda: data(hourly().to_pandas()), "not from DataFrame: use pl.from_pandas"),
+    "numbers beyond 32 bits": (lambda: data(hourly().with_columns(pl.col("value") * 1e300)), "replace infinities"),
+    "a backtest of nothing": (lambda: backtest(data(), {}), "nothing to backtest"),
+    "a backtest without a step": (lambda: backtest(data(), {"naive": Baseline("naive", data().spec)}, step=0), "folds and step"),
+    "no lead": (lambda: anomalies(Baseline("naive", data().spec), data(), lead=0), "lead must be between"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_what_cannot_be_meant_is_refused_in_words(name):
+    call, words = MISTAKES[name]
+    with pytest.raises(SeriesError, match=words):
+        call()
 
 
 def test_forecasts_start_after_the_last_known_value_of_each_series():

@@ -193,8 +193,9 @@ class Panel:
         return self.values[variable or self.target][self.offsets[series] : self.offsets[series + 1]]
 
     def ends(self) -> np.ndarray:
-        "For each series, the place after the last seen value of the target, counted in the flat array."
-        return np.array([hi - int(np.isfinite(self.of(i)[::-1]).argmax()) for i, hi in enumerate(self.offsets[1:])], np.int64)
+        "For each series, the place after the last seen value of the target, counted in the flat array; its begin if nothing was seen."
+        seen = (np.isfinite(self.of(i)[::-1]) for i in range(len(self.ids)))
+        return np.array([high - int(s.argmax()) if s.any() else low for low, high, s in zip(self.offsets, self.offsets[1:], seen)], np.int64)
 
     def frame(self, variable: str | None = None) -> pl.DataFrame:
         "Back to a long table: series, time, value."
@@ -217,6 +218,8 @@ def make_panel(
     every: str | int | None = None,  # the step; by default the commonest distance between neighbours
 ) -> Panel:
     "Lay a table out on a regular grid. Raises `SeriesError` for duplicates, mixed frequencies, and columns without values."
+    if not isinstance(frame, (pl.DataFrame, pl.LazyFrame)):
+        raise SeriesError(f"series are laid out from a polars frame, not from {type(frame).__name__}: use pl.from_pandas or pl.DataFrame.")
     targets = [target] if isinstance(target, str) else list(target)
     wide = not isinstance(target, str)
     wanted = list(dict.fromkeys([*targets, time, *([series] if series else []), *covariates, *statics]))
@@ -247,7 +250,7 @@ def _check_columns(table: pl.DataFrame, numeric: list[str], time: str, series: s
         values = table[name].cast(pl.Float64)
         if not values.is_finite().any():
             raise SeriesError(f'the column "{name}" holds no number at all ({len(table):,} rows of null or NaN).')
-        if (infinite := values.is_infinite().fill_null(False)).any():
+        if (infinite := values.cast(pl.Float32).is_infinite().fill_null(False)).any():  # or too large for the arrays of a panel
             raise SeriesError(f'the column "{name}" holds {values.filter(infinite)[0]} at {table[time].filter(infinite)[0]}: replace infinities by null where a value is missing.')
     for name in filter(None, (time, series)):
         if nulls := table[name].null_count():

@@ -35,7 +35,7 @@ def anomalies(
 ) -> pl.DataFrame:  # series, time, value, expected, score, anomaly
     "Score the values of a side by how unexpected they were; missing values have no score. Raises `SeriesError` for a lead beyond the horizon."
     data = suited(forecaster, data)
-    lead = lead or data.spec.horizon
+    lead = data.spec.horizon if lead is None else lead
     if not 1 <= lead <= data.spec.horizon:
         raise SeriesError(f"lead must be between 1 and the horizon of {data.spec.horizon}, not {lead}.")
     loader, k, taken, parts = data.loader(side, stride=lead), middle(forecaster.levels), 0, []

@@ -40,9 +40,11 @@ def backtest(
     train: Callable[[Any, SeriesData], Any] | None = None,  # makes a forecaster from a value of `models` and the data before an origin
 ) -> pl.DataFrame:  # model, series, origin, step, time, actual, forecast, and one column for each level
     "Forecast from several origins in the past. Raises `SeriesError` if no series reaches back so far."
-    step, rows = step or data.spec.horizon, []
+    step, rows = data.spec.horizon if step is None else step, []
     if folds < 1 or step < 1:
         raise SeriesError(f"folds and step must be 1 or more, not {folds} and {step}.")
+    if not models:
+        raise SeriesError("there is nothing to backtest: give models by name, such as {'ridge': model}.")
     for fold in range(folds - 1, -1, -1):
         back = data.spec.horizon + fold * step
         if not len(_at_origin(data, back)):

@@ -13,6 +13,7 @@ from copy import copy
 from dataclasses import asdict, dataclass, replace
 from datetime import date, datetime
 from functools import cached_property
+from numbers import Integral
 import numpy as np
 import polars as pl
 import torch
@@ -236,9 +237,9 @@ class SeriesData(SidedData):
         train: bool = True,  # False for data that are only forecast: they may be short
     ):
         super().__init__()
-        if horizon < 1 or context is not None and context < 1 or stride < 1 or batch_size < 1:
-            raise SeriesError(f"horizon, context, stride and batch_size must be 1 or more, not {horizon}, {context}, {stride} and {batch_size}.")
+        _check_counts(horizon=horizon, context=context, season=season, least=least, stride=stride, batch_size=batch_size)
         covariates = [*known, *past]
+        _check_roles([*([frame.target] if isinstance(frame, Panel) else [target] if isinstance(target, str) else target), *covariates, *statics])
         ours = isinstance(frame, Panel)
         panel = frame if ours else make_panel(frame, target, time, series, covariates, statics, every)
         if lost := [c for c in (*covariates, *statics) if c not in panel.values and c not in panel.statics]:
@@ -317,6 +318,8 @@ class SeriesData(SidedData):
     def loader(self, side: str, shuffle: bool = False, stride: int | None = None):
         "Batches of a side. Raises `SeriesError` if it has no windows."
         windows = self.windows(side, stride)
+        if not len(windows) and side == "future":
+            raise SeriesError(f"no series can be forecast: {self.least} known values are needed before the horizon, the longest series has {int((self.panel.ends() - self.panel.offsets[:-1]).max())}.")
         if not len(windows):
             begin, end = self.borders[side]
             raise SeriesError(f"the {side} side has no window: its longest part has {int((end - begin).max())} points, the horizon is {self.spec.horizon}.")
@@ -330,10 +333,27 @@ class SeriesData(SidedData):
     __str__ = __repr__  # Lightning's own counts other things
 
 # %% ../../nbs/timeseries/00_data.ipynb #c722e370
+def _check_counts(**counts):
+    "Refuse numbers of points that are no whole numbers from 1 on; `None` stands for a default."
+    for name, count in counts.items():
+        if count is not None and (not isinstance(count, Integral) or count < 1):
+            raise SeriesError(f"{name} must be a whole number, 1 or more, not {count!r}.")
+
+
+def _check_roles(columns: list[str]):
+    "Refuse a column that is named twice."
+    if twice := [c for c in columns if columns.count(c) > 1]:
+        raise SeriesError(f'the column "{twice[0]}" is named twice: it can be a target, known, past or static, but only one of them.')
+
+
 def _categories(values: tuple) -> tuple[str, ...] | None:
     "The names among static values, sorted; `None` for numbers."
-    if all(isinstance(v, (int, float)) for v in values):
+    if all(v is None for v in values):
+        raise SeriesError("a static covariate holds no value at all: leave it out.")
+    if all(v is None or isinstance(v, (int, float)) for v in values):
         return None
+    if missing := sum(v is None for v in values):
+        raise SeriesError(f'a static covariate has no name for {missing} of {len(values)} series, others have {next(v for v in values if v is not None)!r}: name them, such as "unknown".')
     names = tuple(sorted({str(v) for v in values}))
     if len(names) > 200:
         raise SeriesError(f"a static covariate has {len(names)} different names, such as {names[0]!r}: group them, or leave it out.")

@@ -77,7 +77,8 @@ class ForecastEvaluation:
     def metrics(self) -> dict:
         "The numbers that a record wants."
         names = [n for n in self.windows.columns if n not in ("series", "origin", "step", "naive_mae")]
-        found = {n: float(self.windows[n].fill_nan(None).mean() or 0.0) for n in names}
+        means = self.windows.select(pl.col(names).fill_nan(None).mean().cast(pl.Float64)).fill_null(float("nan"))
+        found = means.row(0, named=True)
         low, high = interval(self.windows["scaled_mae"].to_numpy(), self._blocks)
         both = self.windows.select("mae", "naive_mae").fill_nan(None).drop_nulls()
         skill = 1 - both["mae"].sum() / both["naive_mae"].sum() if both["naive_mae"].sum() else 0.0

@@ -19,7 +19,7 @@ from ..bundle.inputs import NumericPreprocess
 from ..bundle.predict import Bundle, package
 from ..core.errors import suggest
 from ..data.series import NamePreprocess, Panel, SeriesError, SeriesPreprocess, TimePreprocess, times_at
-from .conformal import LEVELS, conformal_offsets
+from .conformal import LEVELS, check_levels, conformal_offsets
 from .data import Frame, SeriesData
 from .evaluation import ForecastEvaluation, evaluate_forecasts
 from .networks import fill, has_gaps, make_network
@@ -71,7 +71,8 @@ class Calibrated(torch.nn.Module):
 
     def forward(self, history: torch.Tensor, series=None, known=None, past=None, static=None) -> torch.Tensor:
         answer = self.network(history, series, known, past, static)
-        return answer[:, :, self.base] + self.offsets * difficulty(history, self.season)[:, :, None]
+        spread = answer[:, :, self.base] + self.offsets * difficulty(history, self.season)[:, :, None]
+        return spread.sort(2).values if answer.shape[2] > 1 else spread
 
 
 def difficulty(history: torch.Tensor, season: int) -> torch.Tensor:
@@ -103,6 +104,7 @@ class Forecaster(LightningModule):
         super().__init__()
         if loss not in LOSSES:
             raise SeriesError(f'there is no loss "{loss}".{suggest(loss, LOSSES)}')
+        check_levels(quantiles)
         self.spec, self.categories, self.quantiles = data.spec, data.categories, tuple(quantiles)
         self.lr, self.weight_decay, self.loss = lr, weight_decay, loss
         network = data.network if isinstance(data, _Saved) else _network_config(arch, data, len(self.quantiles), centre, scale, options)
@@ -187,7 +189,7 @@ class Forecaster(LightningModule):
         return evaluate_forecasts(self, data, split)
 
     def predict(self, frame: pl.DataFrame | pl.LazyFrame | SeriesData) -> pl.DataFrame:
-        "Forecast the horizon after the last known value of each series: columns series, time, forecast, and one for each level."
+        "Forecast the horizon after the last known value of each series: columns series, time, forecast, and one for each level. Series with fewer known points than one horizon (`least`) are left out."
         data = frame if isinstance(frame, SeriesData) else self.data(frame, train=False, validation=0, test=0)
         return predict_frame(self, self.suited(data))
 
@@ -246,10 +248,13 @@ def _set_statistics(network: torch.nn.Module, data: SeriesData):
         places = [*range(len(data.spec.known)), *range(known, known + past)]
         for place, name in zip(places, (*data.spec.known, *data.spec.past)):
             values = data.panel.values[name][rows].astype(np.float64)
+            if not np.isfinite(values).any():
+                raise SeriesError(f'the column "{name}" holds no number in the training part of any series: leave it out.')
             beside.centre[place], beside.spread[place] = np.nanmean(values), max(np.nanstd(values), 1e-6)
         if static:
-            features = torch.from_numpy(data.windows("train").statics)
-            beside.centre[known + past :], beside.spread[known + past :] = features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
+            features = data.windows("train").statics.astype(np.float64)
+            beside.centre[known + past :] = torch.from_numpy(np.nanmean(features, 0))
+            beside.spread[known + past :] = torch.from_numpy(np.nanstd(features, 0).clip(1e-6))
     if getattr(network, "scale", "") == "series":
         values = data.panel.values[data.panel.target]
         network.levels.copy_(torch.tensor([np.nanmean(values[a:b]) if np.isfinite(values[a:b]).any() else 0.0 for a, b in zip(begin, end)]))
@@ -269,6 +274,8 @@ def model_data(spec: Frame, categories: dict, frame, **options) -> SeriesData:
     "Lay out a table for a model."
     ours = {k: getattr(spec, k) for k in ("target", "time", "series", "known", "past", "statics", "horizon", "context", "season", "every")}
     data = SeriesData(frame, **{**ours, "calendar": spec.cycles, **options})
+    if spec.cycles and data.spec.zone != spec.zone:
+        raise SeriesError(f"the times are in {data.spec.zone or 'no time zone'}, the model knows the calendar in {spec.zone or 'no time zone'}: bring them there (dt.convert_time_zone, dt.replace_time_zone).")
     data.categories = categories
     return data
 

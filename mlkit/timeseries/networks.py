@@ -7,6 +7,7 @@ __all__ = ['FAMILIES', 'CENTRES', 'SCALES', 'has_gaps', 'fill', 'Linear', 'Spars
            'Network', 'Ensemble', 'make_network']
 
 # %% ../../nbs/timeseries/03_networks.ipynb #d4b66239
+from inspect import signature
 import torch
 from torch import nn
 from ..core.errors import suggest
@@ -207,6 +208,9 @@ class Network(nn.Module):
         for value, known, what in ((arch, FAMILIES, "family of networks"), (centre, CENTRES, "centre"), (scale, SCALES, "scale")):
             if value not in known:
                 raise SeriesError(f'there is no {what} "{value}".{suggest(value, known)}')
+        taken = list(signature(FAMILIES[arch]).parameters)[4:]
+        if strange := [o for o in options if o not in taken]:
+            raise SeriesError(f'the {arch} network has no option "{strange[0]}"; it has {", ".join(taken) or "none"}.')
         self.context, self.horizon, self.season, self.centre, self.scale = context, horizon, season, centre, scale
         self.core = FAMILIES[arch](context, horizon, quantiles, season, **options)
         self.beside = Covariates(context, horizon, quantiles, **covariates) if covariates else None
@@ -232,7 +236,8 @@ class Network(nn.Module):
         answer = self.core(x, (centre.abs() / scale).log1p())
         if self.beside is not None:
             answer = answer + self.beside(x, known, past, static)
-        return answer * scale[:, :, None] + centre[:, :, None]
+        answer = answer * scale[:, :, None] + centre[:, :, None]
+        return answer.sort(2).values if answer.shape[2] > 1 else answer
 
 # %% ../../nbs/timeseries/03_networks.ipynb #ecaaaff4
 class Ensemble(nn.Module):
