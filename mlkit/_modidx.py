@@ -645,6 +645,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'mlkit.data.splits': { 'mlkit.data.splits.SplitError': ('data/splits.html#spliterror', 'mlkit/data/splits.py'),
                                    'mlkit.data.splits._bounds': ('data/splits.html#_bounds', 'mlkit/data/splits.py'),
                                    'mlkit.data.splits._contents': ('data/splits.html#_contents', 'mlkit/data/splits.py'),
+                                   'mlkit.data.splits._in_zone': ('data/splits.html#_in_zone', 'mlkit/data/splits.py'),
                                    'mlkit.data.splits._key': ('data/splits.html#_key', 'mlkit/data/splits.py'),
                                    'mlkit.data.splits._sides_of': ('data/splits.html#_sides_of', 'mlkit/data/splits.py'),
                                    'mlkit.data.splits._starts': ('data/splits.html#_starts', 'mlkit/data/splits.py'),

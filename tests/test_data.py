@@ -2,6 +2,7 @@
 import io
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 import buckets
 import dataframely as dy
 import numpy as np
@@ -311,3 +312,36 @@ def test_who_may_not_read_a_bucket_is_told_how_to_say_who_they_are(cloud, monkey
         names = "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"
     said = told(f"{scheme}shop/list.csv")
     assert f"{scheme}shop/list.csv may not be read: access is denied" in said and names in said and said.count("\n") == 1
+
+
+HOURS = pl.DataFrame({"time": pl.datetime_range(datetime(2026, 10, 24), datetime(2026, 10, 26), "1h", time_zone="Europe/Berlin", eager=True)})
+
+
+def test_a_moment_is_the_same_in_every_zone():
+    "Two hours of the night on which summer ends have one name, and still they part where the moment is."
+    start = datetime(2026, 10, 25, 1, tzinfo=UTC)
+    table = split_by_time(HOURS, "time", starts={"test": start}).with_columns(pl.col("time").dt.convert_time_zone("UTC"))  # Python calls doubled hours unequal across zones
+    assert table.filter(split="test")["time"].min() == start and table.filter(split="train")["time"].max() == start - timedelta(hours=1)
+    with pytest.raises(SplitError, match="no moment of"):
+        split_by_time(HOURS, "time", starts={"test": datetime(2026, 10, 25)})
+
+
+@pytest.mark.parametrize("values, words", [([1.0, float("nan"), 2.0], "missing in 1 of 3"), ([[1], [2]], "no time")])
+def test_what_is_no_time_cannot_be_split_by(values, words):
+    with pytest.raises(SplitError, match=words):
+        split_by_time(pl.DataFrame({"time": values}), "time")
+
+
+@pytest.mark.parametrize("key, words", [([], "a column or several"), ("split", "receives the sides"), ("duration", "no key"), (["bytes", "number"], "no key")])
+def test_what_is_no_key_is_told(key, words):
+    frame = pl.DataFrame({"split": ["a"], "duration": [timedelta(1)], "bytes": [b"\xff"], "number": [1]})
+    with pytest.raises(SplitError, match=words):
+        split(frame, key)
+    assert split(frame, "bytes", column="side")["side"].item() in ("train", "validation", "test")
+
+
+def test_a_key_is_the_same_as_a_number_a_text_or_a_category():
+    numbers = split(pl.DataFrame({"key": range(200)}), "key")["split"]
+    for dtype in (pl.UInt8, pl.Int64, pl.String, pl.Categorical):
+        values = pl.Series("key", range(200)).cast(pl.String if dtype == pl.Categorical else dtype).cast(dtype)
+        assert split(values.to_frame(), "key")["split"].equals(numbers), dtype

