@@ -3,14 +3,17 @@
 import base64
 import json
 import os
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
-from makers import mlkit, write_stage
+import yaml
+from makers import last_manifest, mlkit, write_stage
 from servers import serving
 
 from mlkit.bundle import Registry
@@ -137,3 +140,52 @@ def test_samples_that_cannot_be_compared_say_why(workplace, tmp_path):
     few = mlkit("monitor", "registry:digits@champion", "samples/digits", "--since", "1d", "--policy", "fail")
     assert "0 now" in few.stdout
     assert "bad" in mlkit("monitor", "registry:digits@champion", "samples/digits", "--data-age", "1h", "--policy", "fail", check=1).stdout
+
+
+@pytest.mark.parametrize("state, outcome", [("fail", "failed"), ("retrain", "done"), ("ok", "done")])
+def test_a_verdict_is_published_even_if_it_fails_the_run(tmp_path, state, outcome):
+    code = f"import json\nverdict.write_text(json.dumps({{'state': {state!r}, 'reasons': ['x has changed']}}))"
+    write_stage(tmp_path / "tiny", "monitor", "verdict = Output('verdict.json')", code)
+    shutil.copy(Path(__file__).parent.parent / "nbs/pipelines/vision/verdict.ipynb", tmp_path / "tiny")
+    done = mlkit("run", "tiny", cwd=tmp_path, check=int(state == "fail"), timeout=240)
+    manifest = last_manifest(tmp_path / ".mlkit")
+    assert {j: v["state"] for j, v in manifest["jobs"].items()} == {"monitor": "done", "verdict": outcome}
+    assert ("x has changed" in done.stdout + done.stderr) == (state == "fail")
+
+
+def run_workflow(values: dict[str, str]) -> tuple[int, str, str]:
+    "Run the `run:` lines of the scheduled workflow, but for the installation, as GitHub would: environment filled in, `bash -e`, later ones only where `if: always()` says so."
+    job = yaml.safe_load((Path(__file__).parent.parent / ".github/workflows/monitor.yml").read_text())["jobs"]["watch"]
+    assert set(values) <= set(job["env"])
+    environment = {**os.environ, **dict.fromkeys(job["env"], ""), **values, "GITHUB_STEP_SUMMARY": os.path.abspath("summary.md"), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    code, said = 0, ""
+    for step in (s for s in job["steps"] if "run" in s and not s["run"].startswith("pip install")):
+        if code == 0 or step.get("if") == "always()":
+            done = subprocess.run(["bash", "-eo", "pipefail", "-c", step["run"]], env=environment, capture_output=True, text=True, timeout=240)
+            code, said = code or done.returncode, said + done.stdout + done.stderr
+    return code, said, Path("summary.md").read_text() if Path("summary.md").exists() else ""
+
+
+@pytest.mark.parametrize("today, learn, code, champion, state", [("usual", "new", 0, 1, "ok"), ("broken", "new", 0, 2, "retrain"), ("broken", "wrong", 1, 1, "retrain")])
+def test_the_scheduled_workflow_promotes_a_better_challenger_and_no_other(workplace, tmp_path, today, learn, code, champion, state):
+    train, broken = pl.read_parquet("train.parquet"), negative(workplace)
+    workplace[:300].write_parquet("usual.parquet")
+    broken[:300].write_parquet("broken.parquet")
+    (workplace if learn == "wrong" else broken)[300:600].write_parquet("gate.parquet")  # negatives fool the champion wholly, so that any challenger would win on them
+    negative(train).write_parquet("new.parquet")
+    train.with_columns(pl.col("label").shuffle(seed=0)).write_parquet("wrong.parquet")
+    (tmp_path / "tiny" / "pipeline.yaml").write_text("profiles:\n  full:\n    package.table: train.parquet\n")
+    values = {"MLKIT_REGISTRY": str(tmp_path / "registry"), "MODEL": "digits", "CURRENT": f"{today}.parquet", "POLICY": "retrain", "PIPELINE": "tiny", "PROFILE": "full", "PARAMS": f"-p package.table={tmp_path}/{learn}.parquet", "GATE": "gate.parquet"}
+    found, said, summary = run_workflow(values)
+    assert (found, Registry().state("digits").top("champion")) == (code, champion), said
+    assert json.loads(Path("verdict.json").read_text())["state"] == state and f'"{state}"' in summary and Path("monitor.html").stat().st_size > 1000
+
+
+def test_the_age_of_a_model_is_that_of_its_run_or_of_its_push_and_never_that_of_a_file(workplace, tmp_path, monkeypatch):
+    workplace[:200].write_parquet("today.parquet")
+    monkeypatch.setenv("MLKIT_RUN", "20200101-120000-000-abcd")
+    exec(STAGE, {"table": "train.parquet", "bundle": tmp_path / "old"})
+    for name, state in (("registry:digits@champion", "ok"), ("first", "unknown"), ("old", "bad")):
+        done = mlkit("monitor", name, "today.parquet", "--model-age", "1d", "--json", "-")
+        assert {r["measure"]: r["state"] for r in json.loads(done.stdout)["health"]}["age of the model"] == state
+        assert ("the age of the model is not known" in done.stderr) == (state == "unknown")

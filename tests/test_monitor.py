@@ -214,6 +214,24 @@ def test_the_command_compares_writes_and_exits_as_the_policy_says(files):
     mlkit("monitor", "train.parquet", "today.parquet", "--limit", "x0=0.9", "--limit", "(all together)=1", "--policy", "fail", cwd=files)
 
 
+def test_late_labels_tell_their_delay_and_the_report_since_when(files):
+    n, when = 2000, pl.datetime(2026, 1, 1) + pl.duration(minutes=pl.int_range(pl.len()))
+    now = table_of(n, 3).with_columns(x0=pl.col("x0") + pl.when(pl.int_range(n) < 1500).then(0.0).otherwise(1.5), id=pl.int_range(n), prediction=pl.lit("a"), asked=when)
+    now.write_parquet(files / "log.parquet")
+    labels = now.select("id", label=pl.when(pl.int_range(n) < 1000).then(pl.lit("a")).otherwise(pl.lit("b")), came=pl.col("asked").dt.offset_by("2h"))[:1500]
+    pl.concat([labels.with_columns(label=pl.lit("early"), came=pl.col("came").dt.offset_by("-1h")), labels]).write_csv(files / "labels.csv")
+    words = ("monitor", "train.parquet", "log.parquet", "--labels", "labels.csv", "--key", "id", "--labelled", "came", "--time", "asked")
+    found = json.loads(mlkit(*words, "--html", "page.html", "--json", "-", cwd=files).stdout)
+    assert {r["measure"]: r["value"] for r in found["health"]} == {"labels that have come": 0.75, "delay of labels, half": 7200.0, "delay of labels, 90 %": 7200.0}
+    changes = {(r["column"], r["direction"]): r["since"] for r in found["changes"]}
+    assert set(changes) == {("x0", "up"), ("wrong answers", "up")}
+    assert "2026-01-02 00:" in changes["x0", "up"] or "2026-01-02 01:" in changes["x0", "up"]
+    assert "changed since" in (files / "page.html").read_text() and "Since when" in (files / "page.html").read_text()
+    assert "CUSUM" in mlkit(*words, cwd=files).stdout
+    for column, said in (("gone", "gone"), ("id", "times are needed")):
+        assert said in mlkit(*words[:-4], "--labelled", column, "--time", "asked", check=2, cwd=files).stderr
+
+
 def test_a_wrong_request_names_what_is_wrong(files):
     (files / "odd.json").write_text("{}")
     wrong = {

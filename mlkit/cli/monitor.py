@@ -71,7 +71,22 @@ def _current(args, baseline):
         raise MLKitError(f"--since and --version are for a server's samples, and {args.current} holds none: name the folder of one model, such as samples/digits.")
     else:
         now, _ = _open(args.current)
-    return with_labels(now, scan(args.labels), args.key, args.label) if args.labels else now
+    return with_labels(now, scan(args.labels), args.key, args.label, args.labelled) if args.labels else now
+
+
+def _lateness(args, now):
+    "Tell how late labels are, where their times are known; returns the rows without those times, and what was found."
+    if not (args.labels and args.labelled):
+        return now, None
+    import polars as pl
+    from mlkit.data.tables import require
+    from mlkit.monitor.health import lateness
+    from mlkit.monitor.served import utc
+
+    asked = args.time or "time"
+    require(now, asked, where="the table of requests, in which --labelled needs --time,")
+    seen = now.select(utc(pl.col(asked), now.collect_schema()[asked]).alias("time"), args.label, "labelled_at").collect()
+    return now.drop("labelled_at"), lateness(seen, args.label)
 
 # %% ../../nbs/cli/04_monitor.ipynb #1cb3fe59
 def _metrics(names: list[str], seconds: float | None):
@@ -93,10 +108,28 @@ def _metrics(names: list[str], seconds: float | None):
     return judge_health(pages[-1], pages[0] if len(pages) == 2 else None, seconds) if pages else None
 
 # %% ../../nbs/cli/04_monitor.ipynb #d6e57033
+def _made(name: str):
+    "The time at which a model was made or, if its bundle does not tell, pushed; None, and a word about it, if nobody knows."
+    import sys
+    from datetime import UTC, datetime
+    from mlkit.bundle.format import read_bundle
+    from mlkit.bundle.registry import Registry, resolve
+    from mlkit.monitor.health import made_at
+
+    folder = resolve(name)
+    if (folder / "bundle.json").is_file() and (found := made_at(read_bundle(folder)[0].provenance)):
+        return found
+    if name.startswith("registry:"):
+        model, _, wanted = name.removeprefix("registry:").partition("@")
+        state = Registry().state(model)
+        return datetime.strptime(state.versions[state.version(wanted or None)]["time"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    print(f"the age of the model is not known: {name} names no run that made it, and comes from no registry", file=sys.stderr)
+    return None
+
+
 def _ages(args, now):
     "Judge how old the newest row and the bundle of the baseline are, if limits are given."
     from datetime import UTC, datetime
-    from mlkit.bundle.registry import resolve
     from mlkit.data.profiles import Profile, profile
     from mlkit.monitor.health import HealthLimits, freshness, newest
 
@@ -106,8 +139,7 @@ def _ages(args, now):
     if not isinstance(now, Profile):
         schema = now.collect_schema()
         now = profile(now.select(n for n, d in schema.items() if d.is_temporal()), rows=0)
-    written = resolve(args.bundle or args.baseline) / "bundle.json"
-    made = datetime.fromtimestamp(written.stat().st_mtime, UTC) if written.is_file() else None
+    made = _made(args.bundle or args.baseline) if args.model_age else None
     limits = [(today - _before(span, option)).total_seconds() if span else None for span, option in ((args.data_age, "--data-age"), (args.model_age, "--model-age"))]
     return freshness(newest(now), made, HealthLimits(data_age=limits[0], model_age=limits[1]), today)
 
@@ -182,8 +214,8 @@ def _checked(args, baseline, reference):
         from mlkit.bundle.registry import resolve
 
         bundle = Bundle.load(resolve(args.bundle))
-    policy, now = Policy(args.policy, args.share, args.drop), _current(args, baseline)
-    health = [h for h in (_metrics(args.metrics, args.seconds), _ages(args, now)) if h is not None]
+    policy, (now, late) = Policy(args.policy, args.share, args.drop), _lateness(args, _current(args, baseline))
+    health = [h for h in (_metrics(args.metrics, args.seconds), _ages(args, now), late) if h is not None]
     return check(baseline, now, bundle, args.label, args.time, args.every, limits, policy, pl.concat(health) if health else None, reference=reference)
 
 # %% ../../nbs/cli/04_monitor.ipynb #28db0b0c
@@ -235,15 +267,16 @@ def add_commands(commands):
     command.add_argument("--bundle", metavar="FOLDER", help="a model whose answers are added to tables that have none")
     command.add_argument("--labels", metavar="TABLE", help="labels that came later, joined to the current rows by --key, and by row where both have it")
     command.add_argument("--key", default="request_id", metavar="COLUMN", help="what joins them; default: request_id")
+    command.add_argument("--labelled", metavar="COLUMN", help="when a label came: of several the newest counts, and how late they are is told")
     command.add_argument("--since", metavar="SPAN", help="of a server's samples take those of the last 1h, 1d, 1w ...")
     command.add_argument("--version", metavar="V", help="of a server's samples take those that this version answered")
-    command.add_argument("--time", metavar="COLUMN", help="times of the current rows: adds a time line")
+    command.add_argument("--time", metavar="COLUMN", help="times of the current rows: adds time lines, and since when a level has changed")
     command.add_argument("--every", default="1d", metavar="SPAN", help="its windows: 1h, 1d, 1w; default: 1d")
     command.add_argument("--rows", type=int, default=1000, metavar="N", help="rows that a saved profile keeps as they are, 0 for none; default: 1000")
     command.add_argument("--metrics", action="append", default=[], metavar="PAGE", help="a server's metrics, file or URL; twice: the older first")
     command.add_argument("--seconds", type=float, metavar="S", help="time between the two")
     command.add_argument("--data-age", metavar="SPAN", help="how old the newest current row may be: 1h, 1d, 1w ...")
-    command.add_argument("--model-age", metavar="SPAN", help="how long ago the bundle may have been put where it is")
+    command.add_argument("--model-age", metavar="SPAN", help="how long ago the run that made the model, else the push to the registry, may be")
     command.add_argument("--alert-rules", type=Path, metavar="FILE", help="write alert rules for Prometheus")
     command.add_argument("--dashboard", type=Path, metavar="FILE", help="write a dashboard for Grafana")
     _add_loop(command)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from ..core.doors import front_door
 
 if TYPE_CHECKING:
-    from mlkit.monitor.adaptive import Adwin  # noqa: F401
+    from mlkit.monitor.adaptive import Adwin, find_changes  # noqa: F401
     from mlkit.monitor.drift import Drift, Limits, compare, find_slices  # noqa: F401
-    from mlkit.monitor.health import HealthLimits, freshness, judge_health, newest, read_metrics  # noqa: F401
+    from mlkit.monitor.health import HealthLimits, freshness, judge_health, lateness, made_at, newest, read_metrics  # noqa: F401
     from mlkit.monitor.loop import retrain  # noqa: F401
     from mlkit.monitor.policy import Policy, Verdict, add_baseline, check, judge, read_baseline, with_answers  # noqa: F401
     from mlkit.monitor.quality import Cbpe, Dle, calibration_drift, classification, forecasts, join_labels, over_time, regression  # noqa: F401
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/monitor/index.ipynb #91289321
 __getattr__, __dir__ = front_door(__name__, {
-    "adaptive": ("Adwin",),
+    "adaptive": ("Adwin", "find_changes"),
     "drift": ("Drift", "Limits", "compare", "find_slices"),
-    "health": ("HealthLimits", "freshness", "judge_health", "newest", "read_metrics"),
+    "health": ("HealthLimits", "freshness", "judge_health", "lateness", "made_at", "newest", "read_metrics"),
     "loop": ("retrain",),
     "policy": ("Policy", "Verdict", "add_baseline", "check", "judge", "read_baseline", "with_answers"),
     "quality": ("Cbpe", "Dle", "calibration_drift", "classification", "forecasts", "join_labels", "over_time", "regression"),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Samples', 'REQUESTS', 'USUAL', 'read_metrics', 'since', 'latency', 'HealthLimits', 'judge_health', 'newest',
-           'freshness']
+           'freshness', 'made_at', 'lateness']
 
 # %% ../../nbs/monitor/04_health.ipynb #6bc84a7c
 import math
@@ -127,3 +127,23 @@ def freshness(data: datetime | None = None, model: datetime | None = None, limit
     ages = {"age of the data": (data, limits.data_age), "age of the model": (model, limits.model_age)}
     seconds = {k: ((now - (t if t.tzinfo else t.replace(tzinfo=UTC))).total_seconds() if t else math.nan, limit) for k, (t, limit) in ages.items()}
     return pl.DataFrame([_row(k, s, duration(s), limit) for k, (s, limit) in seconds.items()], schema=_columns, orient="row")
+
+# %% ../../nbs/monitor/04_health.ipynb #be9aaf96
+def made_at(provenance: dict) -> datetime | None:
+    "The time of the run that made a bundle, by its provenance; None if it names none."
+    try:
+        return datetime.strptime(str(provenance.get("run"))[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
+    except ValueError:
+        return None
+
+# %% ../../nbs/monitor/04_health.ipynb #b89d62f4
+def lateness(frame: pl.DataFrame, label: str = "label", time: str = "time", labelled: str = "labelled_at") -> pl.DataFrame:
+    "Tell what share of the answers has its label, and after which time those had come. Takes times in UTC."
+    known = frame.drop_nulls([label, time, labelled])
+    waits = (known[labelled] - known[time]).dt.total_milliseconds() / 1000
+    share = 1 - frame[label].null_count() / len(frame) if len(frame) else math.nan
+    rows = [_row("labels that have come", share, f"{share:.0%} of {number(len(frame))}", None)]
+    for name, part in (("half", 0.5), ("90 %", 0.9)):
+        wait = waits.quantile(part, "nearest") if len(waits) else math.nan
+        rows.append(_row(f"delay of labels, {name}", wait, duration(wait), None))
+    return pl.DataFrame(rows, schema=_columns, orient="row")

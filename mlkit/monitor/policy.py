@@ -15,6 +15,7 @@ from ..bundle.format import SIGNATURE, read_bundle, write_bundle
 from ..bundle.predict import Bundle
 from ..core.store import write_atomic
 from ..data.profiles import Profile, profile, read_profile
+from .adaptive import find_changes
 from .drift import STANDARD, Drift, Limits, compare
 from .quality import over_time
 from .reference import REFERENCE, Reference, assess, make_reference, read_reference, write_reference
@@ -166,11 +167,12 @@ def check(
         before, now = (f if isinstance(f, Profile) or "prediction" in f.collect_schema() else with_answers(f, bundle, base) for f in (before, now))
     was = before if isinstance(before, Profile) else profile(before)
     limits = limits if _complete(now, label) else replace(limits, ignore=(*limits.ignore, label))
-    course = None
+    course = changes = None
     if time:
         if isinstance(now, Profile):
             raise MonitorError("a time line needs the rows of the current table, not a finished profile.")
         course = timeline(slide(panes(comparable(now, keep=time), time, every, like=was)), was, limits)
+        changes = find_changes(comparable(now, keep=time), time, was, label)
     drift = compare(was, now if isinstance(now, Profile) else profile(comparable(now), like=was), limits)
     quality = history = None
     if not isinstance(now, Profile):
@@ -178,4 +180,4 @@ def check(
         held = _held_to(before, answers, bundle, reference, label)
         quality = assess(held, answers, label, policy.drop) if held else None
         history = _quality_over_time(held, answers, label, policy.drop, time, every) if quality is not None else None
-    return Report(drift, course, quality, health, judge(drift, quality, health, policy), history)
+    return Report(drift, course, quality, health, judge(drift, quality, health, policy), history, changes)

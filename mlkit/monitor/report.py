@@ -116,7 +116,7 @@ def _findings(drift: Drift) -> str:
     return "".join(made) + rest
 
 # %% ../../nbs/monitor/05_report.ipynb #8f9f03c2
-def _line(name: str, rows: list[tuple], mark: float, low: float = 0.0) -> str:  # rows: start, value, state
+def _line(name: str, rows: list[tuple], mark: float, low: float = 0.0, since: list = ()) -> str:  # rows: start, value, state
     "Draw a number window by window; the dashed line is its limit, or what it was before."
     wide, tall, values = 520, 60, [v for _, v, _ in rows]
     top = max(low + 1e-9, *values, mark)
@@ -125,15 +125,18 @@ def _line(name: str, rows: list[tuple], mark: float, low: float = 0.0) -> str:  
     kinds = {"ok": "ok", "drop": "bad", **dict.fromkeys(ALARMS, "bad")}
     dots = "".join(f'<circle class="{kinds.get(s, "none")}" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{escape(start)}: {number(v)} {escape(s)}</title></circle>' for x, y, (start, v, s) in places)
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in places)
+    begun = [max((i for i, (start, *_) in enumerate(rows) if start <= s), default=0) for s in since]
+    risen = "".join(f'<line class="since" x1="{places[i][0]:.1f}" x2="{places[i][0]:.1f}" y1="0" y2="{tall}"><title>changed since {escape(s)}</title></line>' for i, s in zip(begun, since))
     line = f'<line class="limit" x1="0" x2="{wide}" y1="{high(mark):.1f}" y2="{high(mark):.1f}"/>'
-    return f'<figure><figcaption>{escape(name)}</figcaption><svg viewBox="0 0 {wide} {tall}" class="pic" role="img"><title>{escape(name)} over time</title>{line}<polyline class="now" points="{points}"/>{dots}</svg></figure>'
+    return f'<figure><figcaption>{escape(name)}</figcaption><svg viewBox="0 0 {wide} {tall}" class="pic" role="img"><title>{escape(name)} over time</title>{risen}{line}<polyline class="now" points="{points}"/>{dots}</svg></figure>'
 
 
-def _timeline(course: pl.DataFrame, most: int = 12) -> str:
+def _timeline(course: pl.DataFrame, changes: pl.DataFrame | None = None, most: int = 12) -> str:
     course = course.filter(pl.col("effect").is_not_null()).with_columns(name=pl.when(pl.col("part") != "").then(pl.col("column") + "/" + pl.col("part")).otherwise("column"))
     names = course.group_by("name").agg(pl.col("effect").max(), pl.col("limit").first()).sort("effect", "name", descending=[True, False]).head(most)
     ends = f'<p class="soft">from {escape(course["start"].min())} to {escape(course["end"].max())}, {course["start"].n_unique()} windows</p>' if len(course) else ""
-    found = [_line(n, course.filter(name=n).sort("start").tail(200).select("start", "effect", "state").rows(), limit) for n, _, limit in names.iter_rows()]
+    since = {n: changes.filter(column=n)["since"].to_list() if changes is not None else [] for n in names["name"]}
+    found = [_line(n, course.filter(name=n).sort("start").tail(200).select("start", "effect", "state").rows(), limit, since=since[n]) for n, _, limit in names.iter_rows()]
     return f'{ends}<div class="lines">{"".join(found)}</div>'
 
 
@@ -162,7 +165,7 @@ summary{display:grid;grid-template-columns:7.2rem minmax(8rem,15rem) 5.5rem 6rem
 .dot{display:inline-flex;gap:.45rem;align-items:center;white-space:nowrap;font-size:.87rem}.dot i{width:.6rem;height:.6rem;border-radius:50%;background:var(--c)}
 .meter{position:relative;height:.55rem;background:var(--tint);border-radius:3px}.meter i{position:absolute;inset:0 auto 0 0;background:var(--now);border-radius:3px}.meter b{position:absolute;top:-3px;bottom:-3px;width:2px;background:var(--bad)}
 .two{display:flex;flex-wrap:wrap;gap:1rem 2rem;align-items:start;padding:.3rem 0}.two .pic{flex:1 1 22rem;max-width:34rem}dl{flex:1 1 14rem;columns:2;margin:0;font-size:.85rem}dl div{display:flex;justify-content:space-between;gap:.6rem;break-inside:avoid}dd{margin:0;font-variant-numeric:tabular-nums}
-.pic{width:100%;height:auto}.pic text{font-size:11px;fill:var(--soft)}.was{fill:var(--was)}.new{fill:var(--now)}.now{fill:none;stroke:var(--now);stroke-width:2}.limit{stroke:var(--bad);stroke-dasharray:4 4}circle{fill:var(--c)}
+.pic{width:100%;height:auto}.pic text{font-size:11px;fill:var(--soft)}.was{fill:var(--was)}.new{fill:var(--now)}.now{fill:none;stroke:var(--now);stroke-width:2}.limit{stroke:var(--bad);stroke-dasharray:4 4}.since{stroke:var(--warn);stroke-width:2}circle{fill:var(--c)}
 .lines{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,26rem),1fr));gap:.6rem 1.4rem}figure{margin:0}figcaption{font-size:.82rem}
 table{border-collapse:collapse;width:100%;font-size:.87rem}th{font-weight:500;color:var(--soft);font-size:.8rem}th,td{white-space:nowrap;padding:.32rem .9rem .32rem 0;border-bottom:1px solid var(--rule);vertical-align:top}tr:last-child td{border-bottom:0}
 @media (max-width:44rem){summary{grid-template-columns:1fr 1fr}.note{grid-column:1/-1}body{padding:1rem .8rem}}
@@ -199,10 +202,11 @@ class Report:
     health: pl.DataFrame | None = None
     verdict: Any = None  # mlkit.monitor.policy's
     history: pl.DataFrame | None = None  # quality window by window
+    changes: pl.DataFrame | None = None  # when a level has changed
 
     def to_dict(self) -> dict:
         "Describe it as JSON data."
-        tables = {name: t.to_dicts() if t is not None else None for name, t in (("quality", self.quality), ("history", self.history), ("health", self.health), ("timeline", self.timeline))}
+        tables = {name: t.to_dicts() if t is not None else None for name, t in (("quality", self.quality), ("history", self.history), ("health", self.health), ("timeline", self.timeline), ("changes", self.changes))}
         verdict = {"state": self.verdict.state, "reasons": list(self.verdict.reasons)} if self.verdict else None
         return {"verdict": verdict, "drift": self.drift.to_dict(), **tables}
 
@@ -223,6 +227,8 @@ class Report:
         words.append(drift_text(self.drift))
         if self.quality is not None:
             words.append(text_table([(r["state"], r["metric"], _number(r["before"]), _interval(r), "estimated" if r["estimated"] else "measured") for r in self.quality.rows(named=True)], ("state", "metric", "before", "now (95 %)", "")))
+        if self.changes is not None and len(self.changes):
+            words.append(text_table(self.changes.cast(pl.String).rows(), self.changes.columns))
         if self.health is not None:
             words.append(text_table(self.health.select("state", "measure", "text").rows(), ("state", "measure", "")))
         return "\n\n".join(words)
@@ -251,6 +257,8 @@ def _tables(report: Report) -> dict[str, str]:
     if report.quality is not None:
         rows = [(Html(_dot(r["state"])), r["metric"], _number(r["before"]), _interval(r), "estimated, without labels" if r["estimated"] else "measured", r["rows"]) for r in report.quality.rows(named=True)]
         made["Quality"] = html_table(rows, ("state", "metric", "before", "now (95 % interval)", "", "rows"))
+    if report.changes is not None and len(report.changes):
+        made["Since when"] = html_table(report.changes.cast(pl.String).rows(), report.changes.columns)
     if report.health is not None:
         made["Health"] = html_table([(Html(_dot(s)), m, t) for s, m, t in report.health.select("state", "measure", "text").iter_rows()], ("state", "measure", ""))
     if len(slices := report.drift.slices):
@@ -268,11 +276,11 @@ def _page(report: Report, title: str) -> str:
     drift, verdict = report.drift, report.verdict
     sections = {"Columns": _findings(drift)}
     if report.timeline is not None and len(report.timeline):
-        sections["Over time"] = f'<div class="card">{_timeline(report.timeline)}</div>'
+        sections["Over time"] = f'<div class="card">{_timeline(report.timeline, report.changes)}</div>'
     if report.history is not None and (drawn := _quality_lines(report.history)):
         sections["Quality over time"] = f'<div class="card">{drawn}</div>'
     sections |= {name: f'<div class="card">{table}</div>' for name, table in _tables(report).items()}
-    order = ["Quality", "Quality over time", "Columns", "Over time", "Where it happened", "The strangest rows", "Health"]
+    order = ["Quality", "Quality over time", "Columns", "Over time", "Since when", "Where it happened", "The strangest rows", "Health"]
     chosen = [(n, sections[n]) for n in order if n in sections]
     nav = "".join(f'<a href="#s{i}">{n}</a>' for i, (n, _) in enumerate(chosen))
     state = verdict.state if verdict else "none"
