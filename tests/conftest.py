@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported; without it a name that nobody has is asked for again and again, for a minute
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -198,6 +198,29 @@ def test_search_finds_what_means_the_same_and_survives_saving(tmp_path):
     assert index.search([], k=2).height == 0 and index.search("leg", least=2.0).height == 0 and build_index(frame.clear()).search("leg").height == 0
 
 
+WRONG_SEARCHES = {
+    "a number": ({"queries": 3}, "not int"),
+    "nothing": ({"queries": None}, "not NoneType"),
+    "bytes": ({"queries": b"leg"}, "not bytes"),
+    "a number among texts": ({"queries": ["leg", 3]}, "number 1 of the 2 is 3"),
+    "a missing text": ({"queries": ["leg", None]}, "1 of 2 rows"),
+    "no rows": ({"queries": "leg", "k": 0}, "1 or more, not 0"),
+    "half a row": ({"queries": "leg", "k": 0.5}, "1 or more, not 0.5"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_SEARCHES)
+def test_a_search_for_what_is_no_text_is_refused_in_words(small, name):
+    options, words = WRONG_SEARCHES[name]
+    with pytest.raises(MLKitError, match=words):
+        build_index(pl.DataFrame({"text": ["a", "b"]}), embedder=Embedder.pretrained(small, length=64)).search(**options)
+
+
+def test_a_search_for_more_rows_than_there_are_finds_all(small):
+    index = build_index(pl.DataFrame({"text": ["a", "b"]}), embedder=Embedder.pretrained(small, length=64))
+    assert index.search("leg", k=10).height == 2 and index.search("leg", k=np.int64(1)).height == 1
+
+
 def test_an_index_is_searched_with_the_embedder_that_it_was_built_with(small, tmp_path):
     tiny = Embedder.pretrained(small, length=64)
     build_index(pl.DataFrame({"text": ["a"]}), embedder=tiny).save(tmp_path)

@@ -246,6 +246,7 @@ def text_table(
     kept = frame.drop(text, label, "name", strict=False)
     name = frame["name"].cast(pl.String) if "name" in frame.columns else pl.Series("name", [f"row {i}" for i in range(len(frame))], pl.String)
     table = pl.DataFrame([name, frame[text].cast(pl.String).alias("text"), _labels(frame[label], separator, values).alias("label"), *kept])
+    values = table.schema["label"].is_float()
     missing = pl.col("label").is_null() | (~pl.col("label").is_finite() if values else pl.lit(False))
     reasons = pl.when(pl.col("text").is_null()).then(pl.lit("no text")).when(pl.col("text").str.strip_chars() == "").then(pl.lit("the text is empty"))
     table = table.with_columns(reason=reasons.when(missing).then(pl.lit("no number" if values else "no label")))

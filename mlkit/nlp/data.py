@@ -11,7 +11,7 @@ import hashlib
 import importlib.util
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
@@ -24,7 +24,7 @@ from ..core.errors import suggest
 from ..data.labels import class_numbers, find_labels, find_task, label_matrix, target_values
 from ..data.splits import split as split_by
 from ..data.tables import require
-from ..data.texts import TOKENIZER, TextPreprocess, Tokens, as_texts, plain_tokenizer
+from ..data.texts import TOKENIZER, TextError, TextPreprocess, Tokens, as_texts, plain_tokenizer
 from .spans import NLPError, check_spans, mark_tokens
 from ..train.sides import SIDES, SidedData
 
@@ -120,7 +120,12 @@ def as_column(texts: pl.Series | Sequence[str] | str) -> pl.Series:
     "Make texts a column; one string is one text. Raises `TextError` for what are no texts."
     if isinstance(texts, pl.Series):
         return texts
-    return pl.Series("text", as_texts([texts] if isinstance(texts, str) else texts), pl.String)
+    if isinstance(texts, (bytes, Mapping, pl.DataFrame)) or not isinstance(texts, Iterable):
+        raise TextError(f"texts are a string, several strings in a list, or a column of a frame, not {type(texts).__name__}.")
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    if strange := [row for row, text in enumerate(texts) if not isinstance(text, str | None)]:
+        raise TextError(f"texts are String; number {strange[0]} of the {len(texts)} is {texts[strange[0]]!r:.80}.")
+    return pl.Series("text", as_texts(texts), pl.String)
 
 
 def _keep(tokens: Tokens, folder: Path):

@@ -87,10 +87,12 @@ class SemanticIndex:
     def search(
         self,
         queries: str | Sequence[str] | pl.Series,
-        k: int = 10,  # rows for each query
+        k: int = 10,  # rows for each query; all of them if there are fewer
         least: float = -1.0,  # leave out rows with a smaller score
     ) -> pl.DataFrame:  # query, rank, score, and the columns of the frame
-        "Find the rows closest in meaning, best first."
+        "Find the rows closest in meaning, best first. Raises `TextError` for queries that are no texts, `NLPError` for a `k` that is no number of rows."
+        if not isinstance(k, int | np.integer) or k < 1:
+            raise NLPError(f"k is how many rows are found for each query, 1 or more, not {k!r}.")
         queries = as_texts(as_column(queries))
         scores = self.embedder(queries) @ self.vectors.T
         k = min(k, scores.shape[1])
