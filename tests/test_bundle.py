@@ -84,11 +84,39 @@ def test_any_flipped_byte_is_noticed(folder):
         ({"files": {"../model.onnx": {}}}, "not a plain name"),
         ({"files": {}}, "not listed"),
         ({"surprise": 1}, "unknown field"),
+        ({"schema": True}, "no schema version"),
+        ({"labels": 5}, "labels cannot be 5"),
+        ({"tolerance": "much"}, "tolerance cannot be"),
+        ({"files": {"model.onnx": [1]}}, 'files says of "model.onnx"'),
+        ({"preprocess": {"image": []}}, 'preprocess says of "image"'),
+        ({"preprocess": {"image": {"kind": []}}}, "unknown here"),
+        ({"preprocess": {"image": ImagePreprocess(8, 8, 1).to_dict() | {"height": []}}}, "cannot be answered"),
     ],
 )
 def test_a_manifest_that_lies_is_refused(folder, changes, words):
     edit(folder, **changes)
     with pytest.raises(BundleError, match=words):
+        Bundle.load(folder)
+
+
+GOLDEN_LIES = {
+    "no parquet": lambda golden: b"nonsense",
+    "no rows": lambda golden: golden.clear(),
+    "no question": lambda golden: golden.drop("image"),
+    "no answer": lambda golden: golden.select("image"),
+    "nulls": lambda golden: golden.with_columns(pl.lit(None).alias("expected:logits")),
+}
+
+
+@pytest.mark.parametrize("lie", GOLDEN_LIES)
+def test_golden_rows_that_make_no_sense_are_refused_although_their_digest_is_right(folder, lie):
+    said, contents = read_bundle(folder)
+    found = GOLDEN_LIES[lie](pl.read_parquet(folder / "golden.parquet"))
+    if isinstance(found, pl.DataFrame):
+        found.write_parquet(folder / "golden.parquet")
+        found = (folder / "golden.parquet").read_bytes()
+    write_bundle(folder, said, contents | {"golden.parquet": found})
+    with pytest.raises(BundleError, match="golden"):
         Bundle.load(folder)
 
 
@@ -123,6 +151,9 @@ def test_a_truncated_manifest_is_refused(folder):
     (folder / "bundle.json").write_bytes((folder / "bundle.json").read_bytes()[:100])
     with pytest.raises(BundleError, match="no JSON"):
         Bundle.load(folder)
+    (folder / "bundle.json").write_text("[" * 100_000)
+    with pytest.raises(BundleError, match="no JSON"):
+        Bundle.load(folder)
 
 
 def test_answers_do_not_depend_on_the_batch(folder):
@@ -132,6 +163,12 @@ def test_answers_do_not_depend_on_the_batch(folder):
         other = bundle.predict(DIGITS.head(70), batch_size=size)
         assert other["prediction"].equals(whole["prediction"])
         assert np.allclose(other["probabilities"].to_numpy(), whole["probabilities"].to_numpy(), rtol=1e-4)
+
+
+def test_a_batch_without_rows_is_no_batch(folder):
+    for size in (0, -1):
+        with pytest.raises(BundleError, match="batch_size is 1 or more"):
+            Bundle.load(folder).predict(DIGITS.head(2), batch_size=size)
 
 
 def test_other_columns_do_not_disturb_and_none_is_lost(folder):

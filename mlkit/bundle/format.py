@@ -72,6 +72,7 @@ class Manifest:
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(found) - known):
             raise BundleError(f'{where}: unknown field "{unknown[0]}".{suggest(unknown[0], known)}')
+        _check_kinds(found, where)
         tensors = {side: tuple(_tensor(t, where) for t in found.get(side, ())) for side in ("inputs", "outputs")}
         try:
             return cls(**found | tensors | {"labels": tuple(found.get("labels", ()))})
@@ -83,13 +84,26 @@ def _parse(data: bytes, where) -> dict:
     "Parse the JSON of a manifest and check its schema version before anything else."
     try:
         found = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{where} is no JSON: {error}") from None
-    if not isinstance(found, dict) or not isinstance(found.get("schema"), int):
+    if not isinstance(found, dict) or type(found.get("schema")) is not int:
         raise BundleError(f"{where} has no schema version: this is no bundle of mlkit.")
     if found["schema"] > SCHEMA:
         raise BundleError(f"{where} has schema {found['schema']}, this mlkit reads up to {SCHEMA}: it was made by a newer mlkit, so upgrade (pip install -U mlkit).")
     return found
+
+
+_KINDS = {str: ("name", "task"), list: ("inputs", "outputs", "labels"), dict: ("preprocess", "options", "metrics", "provenance", "about", "files"), (int, float): ("tolerance",)}
+
+
+def _check_kinds(found: dict, where):
+    "See that each field holds what its name promises. Raises `BundleError`."
+    for kind, names in _KINDS.items():
+        if wrong := [name for name in names if name in found and not isinstance(found[name], kind)]:
+            raise BundleError(f"{where}: {wrong[0]} cannot be {found[wrong[0]]!r:.80}.")
+    for field_name in ("preprocess", "files"):
+        if wrong := [key for key, value in found.get(field_name, {}).items() if not isinstance(value, dict)]:
+            raise BundleError(f"{where}: {field_name} says of \"{wrong[0]}\" {found[field_name][wrong[0]]!r:.80}, where settings in braces are needed.")
 
 
 def _tensor(data, where) -> Tensor:

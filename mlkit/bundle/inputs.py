@@ -118,7 +118,7 @@ def preprocessing(
     prepare = {}
     for column, settings in preprocess.items():
         kind = settings.get("kind") if isinstance(settings, dict) else settings
-        if kind not in PREPROCESS:
+        if not isinstance(kind, str) or kind not in PREPROCESS:
             raise BundleError(f'The column "{column}" asks for preprocessing {kind!r}, unknown here.{suggest(kind, PREPROCESS)}')
         try:
             prepare[column] = PREPROCESS[kind](settings, contents)

@@ -18,7 +18,7 @@ from .card import CARD, card, origin
 from .format import BundleError, Manifest, Tensor, read_bundle, write_bundle
 from .inputs import carried, feeds, prepared, preprocessing
 from .tasks import Task, nothing, task_of
-from ..core.errors import suggest
+from ..core.errors import MLKitError, suggest
 
 MODEL, GOLDEN = "model.onnx", "golden.parquet"
 BATCH = 64  # rows that `predict` answers at once, unless told otherwise
@@ -93,7 +93,7 @@ class Bundle:
         manifest, contents = read_bundle(folder)
         bundle = _assembled(folder, manifest, contents, threads)
         if replay:
-            bundle.replay(pl.read_parquet(io.BytesIO(_needed(contents, GOLDEN, folder))))
+            bundle.replay(_golden(contents, folder))
         return bundle
 
     def run(self, frame: pl.DataFrame, base: Path | None = None) -> dict[str, np.ndarray]:
@@ -116,6 +116,8 @@ class Bundle:
 
     def predict(self, frame: pl.DataFrame | pl.LazyFrame, batch_size: int = BATCH, base: Path | None = None) -> pl.DataFrame:
         "Answer each row of a frame, in order. Raises `BundleError` for missing columns and unusable values."
+        if batch_size < 1:
+            raise BundleError(f"batch_size is 1 or more, not {batch_size}.")
         frame = _needed_columns(frame, self.manifest)
         parts = [frame[i : i + batch_size] for i in range(0, max(1, len(frame)), batch_size)]
         return pl.concat([self._answer(part, base) for part in parts])
@@ -126,7 +128,12 @@ class Bundle:
 
     def replay(self, golden: pl.DataFrame) -> float:
         "Answer the golden inputs again; returns the largest relative difference. Raises `BundleError` if it is beyond the tolerance."
-        worst = _difference(self.run(golden), golden)
+        try:
+            worst = _difference(self.run(golden), golden)
+        except MLKitError:
+            raise
+        except Exception as error:  # golden rows or settings whose digests are right and which make no sense all the same
+            raise BundleError(f"{self.folder}: the golden rows cannot be answered ({type(error).__name__}: {error}): it was not made by mlkit, or changed afterwards.") from None
         if not worst <= self.manifest.tolerance:
             limit = self.manifest.tolerance
             raise BundleError(f"{self.folder}: the golden answers differ by {worst:.2g} on this machine, more than {limit:g}: do not serve this model here.")
@@ -145,6 +152,17 @@ class Bundle:
         return str(html_table(list(facts.items()), header=(f"bundle {self.manifest.name}", "")))
 
 # %% ../../nbs/bundle/04_predict.ipynb #512132e5
+def _golden(contents: dict[str, bytes], folder) -> pl.DataFrame:
+    "The golden rows of a bundle. Raises `BundleError` if there are none or they cannot be read."
+    try:
+        golden = pl.read_parquet(io.BytesIO(_needed(contents, GOLDEN, folder)))
+    except pl.exceptions.PolarsError as error:
+        raise BundleError(f"{folder}: {GOLDEN} cannot be read: {error}") from None
+    if not len(golden):
+        raise BundleError(f"{folder}: {GOLDEN} has no rows, so the bundle cannot prove itself.")
+    return golden
+
+
 def _needed(contents: dict[str, bytes], name: str, folder) -> bytes:
     if name not in contents:
         raise BundleError(f"{folder}: the bundle lists no {name}.")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mlkit.optimize.graph import fuse_transformer  # noqa: F401
     from mlkit.optimize.measurement import compare, ratios, time_in_turn  # noqa: F401
     from mlkit.optimize.pruning import prune  # noqa: F401
-    from mlkit.optimize.quantization import cpu_features, dynamic_int8, static_int8  # noqa: F401
+    from mlkit.optimize.quantization import cpu_features, dynamic_int8, nncf_int8, static_int8  # noqa: F401
     from mlkit.optimize.searching import RECIPES, Budget, Retrain, Search, search  # noqa: F401
 
 # %% ../../nbs/optimize/index.ipynb #4f0b765c
@@ -27,6 +27,6 @@ __getattr__, __dir__ = front_door(__name__, {
     "graph": ("fuse_transformer",),
     "measurement": ("compare", "ratios", "time_in_turn"),
     "pruning": ("prune",),
-    "quantization": ("cpu_features", "dynamic_int8", "static_int8"),
+    "quantization": ("cpu_features", "dynamic_int8", "nncf_int8", "static_int8"),
     "searching": ("RECIPES", "Budget", "Retrain", "Search", "search"),
 })

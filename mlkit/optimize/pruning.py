@@ -75,10 +75,12 @@ def take_out(network, args: tuple, kwargs: dict, share: float, round_to: int = 8
     before = sum(p.numel() for p in network.parameters())
     last = [m for m in network.modules() if isinstance(m, torch.nn.Linear) and m.out_features == width]
     heads = attentions(network)
+    stream = [m for m in network.modules() if heads and isinstance(m, torch.nn.LayerNorm)]
     try:
         pruner = torch_pruning.pruner.BasePruner(
             network, (args, kwargs), torch_pruning.importance.GroupMagnitudeImportance(p=2), global_pruning=True, forward_fn=forward,
-            pruning_ratio=share, max_pruning_ratio=0.9, ignored_layers=last[-1:], round_to=round_to,
+            pruning_ratio=share, max_pruning_ratio=0.9, ignored_layers=last[-1:] + stream, round_to=round_to,
+            in_channel_groups={}, out_channel_groups={},  # the defaults are shared by all calls and keep their networks alive
             num_heads=heads, prune_num_heads=bool(heads), prune_head_dims=False, head_pruning_ratio=share,
             output_transform=lambda out: answered(out).sum(),
         )  # fmt: skip

@@ -26,7 +26,7 @@ from ..data.tables import require, scan
 from .candidates import Candidate, OptimizeError, as_packaged, write_variant
 from .graph import fuse_transformer
 from .measurement import Comparison, compare, pinned, ratios, time_in_turn
-from .quantization import CALIBRATIONS, FEWEST, calibration_feeds, cpu_features, dynamic_int8, static_int8
+from .quantization import CALIBRATIONS, FEWEST, calibration_feeds, cpu_features, dynamic_int8, nncf_int8, static_int8
 
 # %% ../../nbs/optimize/06_search.ipynb #8823e917
 @dataclass(frozen=True)
@@ -74,8 +74,9 @@ STEPS = {
     "fused": lambda model, feeds: fuse_transformer(model),
     "dynamic int8": lambda model, feeds: dynamic_int8(model),
     **{f"static int8 ({name})": lambda model, feeds, name=name: static_int8(model, feeds, name) for name in CALIBRATIONS},
+    "static int8 (NNCF)": nncf_int8,
 }
-RECIPES = (("fused",), ("dynamic int8",), ("fused", "dynamic int8"), *((f"static int8 ({name})",) for name in CALIBRATIONS))
+RECIPES = (("fused",), ("dynamic int8",), ("fused", "dynamic int8"), *((step,) for step in STEPS if "static" in step))
 
 
 def follow(start: Candidate, recipe: tuple[str, ...], feeds: list[dict]) -> Candidate:
