@@ -170,6 +170,8 @@ def test_slow_and_endless_clients_are_let_go(bundles):
         assert server.talk(b"GET / HTTP/1.1\r\na: " + b"b" * 100_000).startswith(b"HTTP/1.1 431")
         assert server.talk(b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 70 + b"\r\n").startswith(b"HTTP/1.1 431")
         assert server.talk(b"\x16\x03\x01\x02").startswith(b"HTTP/1.1 400")
+        assert server.talk(b"CONNECT /metrics HTTP/1.1\r\nHost: x\r\n\r\n").startswith(b"HTTP/1.1 405")
+        assert server.talk(b"CONNECT other:443 HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n").startswith(b"HTTP/1.1 405")
         assert server.talk(b"POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n").startswith(b"HTTP/1.1 400")
 
 

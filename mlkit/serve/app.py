@@ -344,8 +344,7 @@ def page(app, request, reply):
 def as_work(version: Version, inputs: dict[str, np.ndarray], limits: Limits) -> Work:
     "Tensors as they are, or columns to prepare. Raises `ServeError`."
     columns = version.bundle.manifest.preprocess
-    tensors = {t.name for t in version.inputs}
-    if inputs.keys() <= columns.keys() and (any(v.dtype == object for v in inputs.values()) or inputs.keys() != tensors):
+    if inputs.keys() <= columns.keys() and (inputs.keys() != version.tensors or any(v.dtype.kind == "O" for v in inputs.values())):
         return Work(0, frame=tensor_columns(inputs, columns, limits))
     return Work(0, inputs)
 

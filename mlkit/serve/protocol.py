@@ -110,6 +110,7 @@ DATATYPES = {
 }  # fmt: skip
 NAMES = {numpy_name: name for name, numpy_name in DATATYPES.items()} | {"string": "BYTES"}
 _dtypes = {name: np.dtype(numpy_name) for name, numpy_name in DATATYPES.items()}
+_datatypes = {dtype: name for name, dtype in _dtypes.items()}
 
 # %% ../../nbs/serve/00_protocol.ipynb #795eaf4a
 def _check_shape(name: str, shape, limits: Limits) -> int:
@@ -203,7 +204,7 @@ def pack(strings: Iterable) -> bytes:
     return b"".join(part for s in plain for part in (struct.pack("<I", len(s)), s))
 
 # %% ../../nbs/serve/00_protocol.ipynb #3ee28341
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class InferRequest:
     "What a caller asks a model, in arrays."
 
@@ -279,7 +280,7 @@ def _wishes(outputs: list[dict], parameters: dict) -> tuple[tuple[str, ...], fro
 
 # %% ../../nbs/serve/00_protocol.ipynb #8ee62242
 def _entry(name: str, values: np.ndarray) -> dict:
-    return {"name": name, "datatype": NAMES[values.dtype.name], "shape": values.shape}
+    return {"name": name, "datatype": _datatypes[values.dtype], "shape": values.shape}
 
 
 def _flat(values: np.ndarray):

@@ -113,6 +113,8 @@ class HttpProtocol(asyncio.Protocol):
 
     def on_headers_complete(self):
         self.in_head = False
+        if self.parser.get_method() == b"CONNECT":  # the parser takes what follows for a tunnel, whatever else is offered
+            raise ServeError("this is no proxy: CONNECT is not answered.", 405, allow="GET, HEAD, POST")
         if self.parser.should_upgrade():
             self.upgrade = True
             return
