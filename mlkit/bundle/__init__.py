@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mlkit.bundle.elsewhere import from_keras, from_onnx  # noqa: F401
     from mlkit.bundle.format import BundleError, Manifest, Tensor, read_bundle, write_bundle  # noqa: F401
     from mlkit.bundle.gates import Gates  # noqa: F401
-    from mlkit.bundle.predict import Bundle, package  # noqa: F401
+    from mlkit.bundle.predict import Bundle, complete, package  # noqa: F401
     from mlkit.bundle.registry import Registry, resolve  # noqa: F401
     from mlkit.bundle.signing import make_keys, sign, verify  # noqa: F401
 
@@ -24,7 +24,7 @@ __getattr__, __dir__ = front_door(
         "elsewhere": ("from_keras", "from_onnx"),
         "format": ("BundleError", "Manifest", "Tensor", "read_bundle", "write_bundle"),
         "gates": ("Gates",),
-        "predict": ("Bundle", "package"),
+        "predict": ("Bundle", "complete", "package"),
         "registry": ("Registry", "resolve"),
         "signing": ("make_keys", "sign", "verify"),
     },

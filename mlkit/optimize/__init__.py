@@ -11,7 +11,7 @@ from ..core.doors import front_door
 
 if TYPE_CHECKING:
     from mlkit.optimize.awareness import fit_for_int8  # noqa: F401
-    from mlkit.optimize.candidates import Candidate, OptimizeError, adopt, write_variant  # noqa: F401
+    from mlkit.optimize.candidates import Candidate, OptimizeError, write_variant  # noqa: F401
     from mlkit.optimize.distillation import distill  # noqa: F401
     from mlkit.optimize.graph import fuse_transformer  # noqa: F401
     from mlkit.optimize.measurement import compare, ratios, time_in_turn  # noqa: F401
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # %% ../../nbs/optimize/index.ipynb #4f0b765c
 __getattr__, __dir__ = front_door(__name__, {
     "awareness": ("fit_for_int8",),
-    "candidates": ("Candidate", "OptimizeError", "adopt", "write_variant"),
+    "candidates": ("Candidate", "OptimizeError", "write_variant"),
     "distillation": ("distill",),
     "graph": ("fuse_transformer",),
     "measurement": ("compare", "ratios", "time_in_turn"),
