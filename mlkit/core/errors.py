@@ -22,4 +22,5 @@ def suggest(
     close = get_close_matches(str(name), choices, n=1, cutoff=0.6)
     if close:
         return f' Did you mean "{close[0]}"?'
-    return f" There are: {', '.join(choices)}." if 0 < len(choices) <= 12 else ""
+    more = f" and {len(choices) - 12:,} more" if len(choices) > 12 else ""
+    return f" There are: {', '.join(choices[:12])}{more}." if choices else ""
