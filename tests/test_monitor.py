@@ -243,6 +243,19 @@ def test_a_wrong_request_names_what_is_wrong(files):
     assert "from 0 to 1" in mlkit("monitor", "train.parquet", "today.parquet", "--effect", "7", check=2, cwd=files).stderr
 
 
+def test_times_may_be_text_as_in_csv_and_text_that_is_no_time_is_named(tmp_path):
+    rows = pl.DataFrame({"id": range(200), "x": np.random.default_rng(0).normal(size=200), "at": ["2026-01-01 10:00:00"] * 200, "prediction": ["a", "b"] * 100})
+    labels = pl.DataFrame({"id": range(100), "label": ["a", "b"] * 50, "came": ["2026-01-02 10:00:00"] * 100})
+    rows.write_csv(tmp_path / "was.csv")
+    rows.write_csv(tmp_path / "now.csv")
+    rows.with_columns(at=pl.lit("monday")).write_csv(tmp_path / "odd.csv")
+    labels.write_csv(tmp_path / "labels.csv")
+    asked = "--labels", "labels.csv", "--key", "id", "--labelled", "came", "--time", "at"
+    said = mlkit("monitor", "was.csv", "now.csv", *asked, cwd=tmp_path).stdout
+    assert "1 d 0 h" in said and "50% of 200" in said and "retyped" not in said
+    assert '"at" holds no times but texts such as "monday"' in mlkit("monitor", "was.csv", "odd.csv", *asked, check=2, cwd=tmp_path).stderr
+
+
 def test_prometheus_accepts_rules_and_gauges(tmp_path):
     if not shutil.which("promtool"):
         pytest.skip("promtool is not installed")

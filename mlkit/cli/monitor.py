@@ -78,14 +78,13 @@ def _lateness(args, now):
     "Tell how late labels are, where their times are known; returns the rows without those times, and what was found."
     if not (args.labels and args.labelled):
         return now, None
-    import polars as pl
     from mlkit.data.tables import require
     from mlkit.monitor.health import lateness
     from mlkit.monitor.served import utc
 
     asked = args.time or "time"
     require(now, asked, where="the table of requests, in which --labelled needs --time,")
-    seen = now.select(utc(pl.col(asked), now.collect_schema()[asked]).alias("time"), args.label, "labelled_at").collect()
+    seen = now.select(utc(now, asked).alias("time"), args.label, "labelled_at").collect()
     return now.drop("labelled_at"), lateness(seen, args.label)
 
 # %% ../../nbs/cli/04_monitor.ipynb #1cb3fe59
@@ -202,10 +201,12 @@ def _only_files(args) -> int:
 
 def _checked(args, baseline, reference):
     "Run the check that the command line asks for."
+    from dataclasses import replace
     import polars as pl
 
     from mlkit.monitor.drift import Limits
     from mlkit.monitor.policy import Policy, check
+    from mlkit.monitor.served import utc
 
     limits = Limits(args.effect, args.alpha, args.min_rows, _pairs(args.limit), tuple(args.ignore))
     bundle = None
@@ -215,6 +216,8 @@ def _checked(args, baseline, reference):
 
         bundle = Bundle.load(resolve(args.bundle))
     policy, (now, late) = Policy(args.policy, args.share, args.drop), _lateness(args, _current(args, baseline))
+    if args.time and now.collect_schema().get(args.time) == pl.String:  # as CSV has times, which the baseline took for words
+        now, limits = now.with_columns(utc(now, args.time)), replace(limits, ignore=(*limits.ignore, args.time))
     health = [h for h in (_metrics(args.metrics, args.seconds), _ages(args, now), late) if h is not None]
     return check(baseline, now, bundle, args.label, args.time, args.every, limits, policy, pl.concat(health) if health else None, reference=reference)
 

@@ -6,6 +6,7 @@
 __all__ = ['SERVED', 'Served', 'read_samples', 'utc', 'with_labels', 'is_kept', 'comparable']
 
 # %% ../../nbs/monitor/04a_served.ipynb #9d3b8a32
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -67,12 +68,17 @@ def read_samples(
     return Served(chosen, chosen.select(pl.len()).collect().item(), sum(count([p]) for p in others))
 
 # %% ../../nbs/monitor/04a_served.ipynb #e10ec401
-def utc(time: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    "Read a column of times as UTC, where they do not say otherwise. Raises `MonitorError` if it holds none."
+def utc(frame: pl.DataFrame | pl.LazyFrame, column: str) -> pl.Expr:
+    "A column of times in UTC, where they do not say otherwise; a text that is none counts as missing. Raises `MonitorError` if the first thousand are none."
+    dtype, time = frame.lazy().collect_schema()[column], pl.col(column)
     if dtype == pl.String:
-        return time.str.to_datetime(time_zone="UTC", time_unit="us")
+        time, some = time.str.to_datetime(time_zone="UTC", time_unit="us", strict=False), frame.lazy().select(column).drop_nulls().head(1000).collect()
+        with suppress(pl.exceptions.PolarsError):
+            if not len(some) or some.select(time.is_not_null().any()).item():
+                return time
+        raise MonitorError(f'"{column}" holds no times but texts such as "{some.item(0, 0)}": write them as 2026-01-31 12:00:00.')
     if not isinstance(dtype, (pl.Date, pl.Datetime)):
-        raise MonitorError(f"times are needed, and these are {dtype}: write them as 2026-01-31 12:00:00.")
+        raise MonitorError(f'"{column}" holds no times but {dtype}: write them as 2026-01-31 12:00:00.')
     zoned = isinstance(dtype, pl.Datetime) and dtype.time_zone
     return (time.dt.convert_time_zone("UTC") if zoned else time.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")).dt.cast_time_unit("us")
 
@@ -87,7 +93,7 @@ def with_labels(
     "Put labels beside the rows that they belong to. Raises `TableError` for missing columns, `MonitorError` if no label has a row."
     require(labels, key, label, *filter(None, [labelled]), where="the table of labels")
     if labelled:
-        labels = labels.lazy().with_columns(utc(pl.col(labelled), labels.collect_schema()[labelled]).alias("labelled_at")).sort("labelled_at", maintain_order=True)
+        labels = labels.lazy().with_columns(utc(labels, labelled).alias("labelled_at")).sort("labelled_at", maintain_order=True)
     require(frame, key, where="the table of requests")
     keys = [n for n in (key, "row") if n in frame.collect_schema() and n in labels.collect_schema()]
     known = labels.lazy().select(*keys, label, *(["labelled_at"] if labelled else [])).drop_nulls(label).unique(keys, keep="last", maintain_order=True).with_columns(pl.col("row").cast(pl.Int64) for k in keys if k == "row")
