@@ -93,7 +93,7 @@ def serving(*words, ready: bool = True, environment=None):
     port = free_port()
     log = Path(os.environ["MLKIT_RUNTIME"]) / f"serve-{port}.log"
     with log.open("w") as file:
-        command = [sys.executable, "-m", "mlkit", "serve", *map(str, words), "--port", str(port), "--drain", "0.2"]
+        command = [sys.executable, "-m", "mlkit", "serve", "--port", str(port), "--drain", "0.2", *map(str, words)]
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}, start_new_session=True)
     server = Server(process, port, log)
     try:

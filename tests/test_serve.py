@@ -213,14 +213,19 @@ def test_a_deadline_that_passes_in_the_queue_is_504(bundles):
 
 
 def test_sigterm_finishes_what_has_begun(bundles):
-    with serving(bundles / "slow", "--max-batch", "4", "--max-wait", "60", "--queue", "4096") as server:
+    def until(path: str, said) -> bool:
+        end = time.monotonic() + 10
+        while not (found := said(*server.ask(path)[::2])) and time.monotonic() < end:
+            time.sleep(0.01)
+        return found
+
+    with serving(bundles / "slow", "--max-batch", "4", "--max-wait", "60", "--queue", "4096", "--drain", "3") as server:
         outcomes = []
         threads = [threading.Thread(target=lambda: outcomes.append(server.json("/v2/models/slow/infer", tensor(*[[1, 2, 3]] * 40))[0])) for _ in range(8)]
         [t.start() for t in threads]
-        time.sleep(0.1)
+        assert until("/metrics", lambda status, page: b"http_server_active_requests 9.0" in page), "eight callers, and the one who asks"
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.05)
-        assert server.ask("/v2/health/ready")[0] == 503 and server.ask("/v2/health/live")[0] == 200
+        assert until("/v2/health/ready", lambda status, _: status == 503) and server.ask("/v2/health/live")[0] == 200
         [t.join() for t in threads]
         assert outcomes == [200] * 8 and server.process.wait(20) == 0
 

@@ -367,7 +367,7 @@ def _check_wanted(version: Version, wanted: tuple[str, ...]) -> bool:
 # %% ../../nbs/serve/05_app.ipynb #4ecaa477
 @route("POST", "/v2/models/{model_name}/infer", "/v2/models/{model_name}/versions/{model_version}/infer", summary="Inference with tensors", kind="infer", body="infer")
 def handle_infer(app, request, reply, name, version=None):
-    app.models.find(name, version)  # what is not there is said before anything is read
+    app.models.admit(name, version, request.client)
     return app.read(request, lambda: _read_infer(app, request), lambda asked: _infer(app, request, reply, asked, name, version), reply)
 
 
@@ -414,6 +414,7 @@ def handle_rows(
 ):
     "Read rows, have them answered, and let `write` make the response."
     target = app.models.choose(name, None, request.id)
+    target.batcher.admit(request.client)
     columns = target.bundle.manifest.preprocess
     read = read or (lambda body, columns: read_rows(body, request.header(b"content-type"), columns, app.limits))
 

@@ -105,6 +105,11 @@ class FairQueue:
             evicted.append(self._pop(client, line, line.newest(), newest=True))
         return evicted
 
+    def full_for(self, client: str, limit: int) -> bool:
+        "Tell if not one more row of a client could wait, because nobody has more waiting who could give way."
+        own = self.lines[client].rows if client in self.lines else 0
+        return self.rows >= limit and all(line.rows <= own + 1 for line in self.lines.values())
+
     def _pop(self, client: str, line: _Line, key, newest=False) -> Item:
         item = line.pop(key, newest)
         self.rows -= item.rows
@@ -160,6 +165,11 @@ class Batcher:
         if not self.scheduled:  # whatever is read in this turn of the loop is taken together
             self.scheduled = True
             self.loop.call_soon(self._dispatch)
+
+    def admit(self, client: str):
+        "Refuse a client of whom not one row could wait, before anything is read. Raises `ServeError`: 429."
+        if self.waiting.full_for(client, self.capacity):
+            raise self._full()
 
     @property
     def capacity(self) -> int:

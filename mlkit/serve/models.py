@@ -289,6 +289,12 @@ class Shelf:
             place -= rival.share
         return self.find(name)
 
+    def admit(self, name: str, version: str | None, client: str):
+        "Refuse a request that nobody is there for, or that could not wait, before anything of it is read. Raises `ServeError`."
+        found = self.find(name, version)
+        if version is not None or len(self.names[name]) < 2:
+            found.batcher.admit(client)
+
     def shadows(self, name: str, key: str = "") -> list[Version]:
         "Versions that get a copy of a request, and whose answer nobody gets."
         place = zlib.crc32(b"shadow" + key.encode()) / 2**32
