@@ -84,9 +84,14 @@ def test_kernels_of_the_lab_come_from_the_warm_server(place, monkeypatch):
             except OSError:
                 assert time.monotonic() < deadline and lab.poll() is None, (place / "log").read_text()
                 time.sleep(0.3)
-        ask(port, "kernels", name="python3")
-        [server] = forkserver.ask_all("status")
-        assert "PIL.Image" in server["modules"] and server["running"] == 2, "the kernel, and what asked for the modules"
+        ask(port, "kernels", name="python3")  # answers while the server is still importing
+        deadline = time.monotonic() + 30
+        while True:
+            [server] = forkserver.ask_all("status")
+            if "PIL.Image" in server["modules"] and server["running"] == 2:  # the kernel, and what asked for the modules
+                break
+            assert time.monotonic() < deadline, server
+            time.sleep(0.1)
     finally:
         lab.terminate()
         lab.wait(30)
