@@ -54,7 +54,7 @@ class Orphan:
     "A connection whose worker is gone."
 
     def __init__(self, connection: socket.socket, waits: bool, encrypted: bool):
-        self.connection, self.due, self.open, self.answered = connection, monotonic() + 1.0, True, False
+        self.connection, self.due, self.open, self.answered = connection, monotonic() + 3.0, True, False
         connection.setblocking(False)
         self.look(waits, encrypted)
 
