@@ -3350,7 +3350,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'mlkit.train.schedules.make_schedule': ( 'train/schedules.html#make_schedule',
                                                                                 'mlkit/train/schedules.py')},
             'mlkit.train.sides': { 'mlkit.train.sides.SidedData': ('train/sides.html#sideddata', 'mlkit/train/sides.py'),
-                                   'mlkit.train.sides.SidedData.loader': ('train/sides.html#sideddata.loader', 'mlkit/train/sides.py'),
                                    'mlkit.train.sides.SidedData.test_dataloader': ( 'train/sides.html#sideddata.test_dataloader',
                                                                                     'mlkit/train/sides.py'),
                                    'mlkit.train.sides.SidedData.train_dataloader': ( 'train/sides.html#sideddata.train_dataloader',

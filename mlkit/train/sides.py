@@ -16,11 +16,7 @@ SIDES = ("train", "validation", "test")
 
 
 class SidedData(LightningDataModule):
-    "Data for `fit` that comes in three sides; a subclass says how a side is read."
-
-    def loader(self, side: str, shuffle: bool = False):
-        "Batches of one of `SIDES`; shuffled for training."
-        raise NotImplementedError
+    "Data for `fit` in three sides; a subclass brings `loader(side, shuffle=False)`, which gives the batches of one of `SIDES`."
 
     def train_dataloader(self):
         return self.loader("train", shuffle=True)
