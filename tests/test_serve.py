@@ -259,6 +259,16 @@ def test_a_killed_worker_is_replaced_and_its_callers_get_503(bundles):
         assert len(server.workers()) == 2 and killed not in server.workers()
 
 
+def test_a_server_that_is_told_to_end_while_a_worker_starts_ends_well(bundles):
+    with serving(bundles / "first", "--workers", "2") as server:
+        os.kill(server.workers()[0], signal.SIGKILL)
+        end = time.monotonic() + 10
+        while server.log.read_text().count("worker started") < 3 and time.monotonic() < end:
+            time.sleep(0.005)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(30) == 0, server.log.read_text()
+
+
 def test_workers_load_what_one_of_them_was_told(bundles):
     with serving(bundles / "first", "--workers", "2", "--manage", "--repository", bundles) as server:
         assert server.json("/v2/repository/models/second/load", {})[0] == 200

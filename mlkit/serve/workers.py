@@ -131,7 +131,7 @@ class Supervisor:
         self.orphans += orphans
         code = worker.process.wait()
         if self.stopping:
-            self.code = self.code or int(code != 0)
+            self.code = self.code or int(code not in (0, -signal.SIGTERM))  # one that was only starting heard the signal before it could drain, and had nothing to
             return
         self.log("worker died", "error", worker=worker.process.pid, code=code, answered_503=sum(o.answered for o in orphans))
         self.failures += monotonic() - worker.started < 10

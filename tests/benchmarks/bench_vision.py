@@ -39,7 +39,7 @@ def by_hand(model, data, seed: int) -> dict:
     started, worked, seen = time.perf_counter(), time.process_time(), 0
     for images, targets in loader:
         scores = network(data.augment(images).contiguous(memory_format=torch.channels_last))
-        loss = torch.nn.functional.cross_entropy(scores, targets, label_smoothing=0.05)
+        loss = torch.nn.functional.cross_entropy(scores, targets, label_smoothing=RECIPES["small"].model["label_smoothing"])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
