@@ -253,7 +253,7 @@ def test_times_may_be_text_as_in_csv_and_text_that_is_no_time_is_named(tmp_path)
     asked = "--labels", "labels.csv", "--key", "id", "--labelled", "came", "--time", "at"
     said = mlkit("monitor", "was.csv", "now.csv", *asked, cwd=tmp_path).stdout
     assert "1 d 0 h" in said and "50% of 200" in said and "retyped" not in said
-    assert '"at" holds no times but texts such as "monday"' in mlkit("monitor", "was.csv", "odd.csv", *asked, check=2, cwd=tmp_path).stderr
+    assert '"at" holds texts such as "monday" where times are needed' in mlkit("monitor", "was.csv", "odd.csv", *asked, check=2, cwd=tmp_path).stderr
 
 
 def test_prometheus_accepts_rules_and_gauges(tmp_path):

@@ -76,9 +76,9 @@ def utc(frame: pl.DataFrame | pl.LazyFrame, column: str) -> pl.Expr:
         with suppress(pl.exceptions.PolarsError):
             if not len(some) or some.select(time.is_not_null().any()).item():
                 return time
-        raise MonitorError(f'"{column}" holds no times but texts such as "{some.item(0, 0)}": write them as 2026-01-31 12:00:00.')
+        raise MonitorError(f'"{column}" holds texts such as "{some.item(0, 0)}" where times are needed: write them as 2026-01-31 12:00:00.')
     if not isinstance(dtype, (pl.Date, pl.Datetime)):
-        raise MonitorError(f'"{column}" holds no times but {dtype}: write them as 2026-01-31 12:00:00.')
+        raise MonitorError(f'"{column}" holds {dtype} where times are needed: write them as 2026-01-31 12:00:00.')
     zoned = isinstance(dtype, pl.Datetime) and dtype.time_zone
     return (time.dt.convert_time_zone("UTC") if zoned else time.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")).dt.cast_time_unit("us")
 
