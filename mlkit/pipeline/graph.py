@@ -91,7 +91,7 @@ def _describe_circle(stages: dict[str, Stage], circle: list[str]) -> str:
     ref = next(r for r in stages[circle[0]].inputs.values() if r.stage == circle[1])
     return f"{stages[circle[0]].where(ref)}: the stages go round in a circle: {' reads '.join(circle)}."
 
-# %% ../../nbs/pipeline/02a_graph.ipynb #73fb597a
+# %% ../../nbs/pipeline/02a_graph.ipynb #23aefac8
 @dataclass
 class _Yaml:
     "The data of pipeline.yaml, and the line of each key."
@@ -125,7 +125,7 @@ class _Yaml:
             if name not in known:
                 raise self.error((*keys, name), f'{what} "{name}".{suggest(name, known)}')
 
-
+# %% ../../nbs/pipeline/02a_graph.ipynb #b530061b
 def _load_yaml(path: Path) -> _Yaml:
     loaded = _Yaml(path)
     if not path.exists():

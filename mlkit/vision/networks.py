@@ -38,7 +38,7 @@ class Network(torch.nn.Module):
         "Give the features that the head would see: (rows, features)."
         return self.backbone.forward_head(self.backbone.forward_features(self.scale(images)), pre_logits=True)
 
-# %% ../../nbs/vision/01_networks.ipynb #98068c83
+# %% ../../nbs/vision/01_networks.ipynb #93847832
 class _Convolution(torch.nn.Sequential):
     "Convolution, batch norm, ReLU."
 
@@ -57,7 +57,7 @@ class _Residual(torch.nn.Module):
     def forward(self, x):
         return torch.relu(x + self.body(x))
 
-
+# %% ../../nbs/vision/01_networks.ipynb #a93191ae
 class SmallResNet(torch.nn.Module):
     "A residual network for images of 16 to 64 pixels, with the face of timm's."
 
@@ -89,7 +89,7 @@ class SmallResNet(torch.nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict:
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)"}
 
-
+# %% ../../nbs/vision/01_networks.ipynb #4a6c778b
 def _register():
     "Let timm know the network by name."
     import timm
