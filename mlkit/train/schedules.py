@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 import polars as pl
 from .basics import TrainError, draw, new_figure, quiet
@@ -53,18 +54,20 @@ def make_optimizer(
     weight_decay: float = 0.05,
     steps: int = 1000,  # of the whole training: `trainer.estimated_stepping_batches`
     schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle",
-    optimizer: Literal["adamw", "sgd"] = "adamw",
+    optimizer: Literal["adamw", "sgd", "muon"] = "adamw",
     warmup: float | None = None,
 ) -> dict:
     "Make an optimiser and its schedule, in the form that Lightning's `configure_optimizers` returns."
     import torch
+    from mlkit.train.muon import Muon
 
     groups = model if isinstance(model, list) else decay_groups(model.named_parameters(), weight_decay)
     if not groups:
         raise TrainError("nothing can be trained: every parameter is frozen.")
-    if optimizer not in ("adamw", "sgd"):
-        raise TrainError(f'There is no optimizer "{optimizer}": use "adamw" or "sgd".')
-    made = torch.optim.AdamW(groups, lr) if optimizer == "adamw" else torch.optim.SGD(groups, lr, momentum=0.9, nesterov=True)
+    makers = {"adamw": torch.optim.AdamW, "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True), "muon": Muon}
+    if optimizer not in makers:
+        raise TrainError(f'There is no optimizer "{optimizer}": use "adamw", "sgd" or "muon".')
+    made = makers[optimizer](groups, lr=lr)
     return {"optimizer": made, "lr_scheduler": {"scheduler": make_schedule(made, steps, schedule, warmup), "interval": "step"}}
 
 # %% ../../nbs/train/05_schedules.ipynb #742516ef

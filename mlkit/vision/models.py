@@ -52,7 +52,7 @@ class ImageModel(LightningModule):
         cutmix: float = 0.0,  # strength of pasting images into each other: 1 is usual
         class_weights: Literal["balanced"] | Sequence[float] | None = None,
         schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle",
-        optimizer: Literal["adamw", "sgd"] = "adamw",
+        optimizer: Literal["adamw", "sgd", "muon"] = "adamw",
         **options,  # for timm.create_model
     ):
         super().__init__()

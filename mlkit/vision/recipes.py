@@ -47,8 +47,8 @@ RECIPES = {
     "small": Recipe(
         "small images of things, from scratch",
         "small_resnet",
-        data={"batch_size": 128, "augment": Augment(rotate=0, zoom=0, shift=0.07, flip=True), "grow": 0.7},
-        model={"width": 32, "lr": 1e-2, "label_smoothing": 0.1},
+        data={"batch_size": 128, "augment": Augment(rotate=0, zoom=0, shift=0.07, flip=True)},
+        model={"width": 24, "lr": 1e-2, "label_smoothing": 0.1, "optimizer": "muon"},
         fit={"epochs": 10, "average": 0.995},
     ),
     "frozen": Recipe(
