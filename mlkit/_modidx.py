@@ -2089,6 +2089,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'mlkit.pipeline.runner.interruptible': ( 'pipeline/runner.html#interruptible',
                                                                                 'mlkit/pipeline/runner.py'),
                                        'mlkit.pipeline.runner.keep': ('pipeline/runner.html#keep', 'mlkit/pipeline/runner.py'),
+                                       'mlkit.pipeline.runner.left_behind': ( 'pipeline/runner.html#left_behind',
+                                                                              'mlkit/pipeline/runner.py'),
                                        'mlkit.pipeline.runner.listen': ('pipeline/runner.html#listen', 'mlkit/pipeline/runner.py'),
                                        'mlkit.pipeline.runner.make_request': ( 'pipeline/runner.html#make_request',
                                                                                'mlkit/pipeline/runner.py'),
