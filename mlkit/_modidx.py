@@ -3344,6 +3344,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'mlkit.train.schedules.Rates._repr_png_': ( 'train/schedules.html#rates._repr_png_',
                                                                                    'mlkit/train/schedules.py'),
                                        'mlkit.train.schedules.Rates.plot': ('train/schedules.html#rates.plot', 'mlkit/train/schedules.py'),
+                                       'mlkit.train.schedules.adamw': ('train/schedules.html#adamw', 'mlkit/train/schedules.py'),
                                        'mlkit.train.schedules.decay_groups': ( 'train/schedules.html#decay_groups',
                                                                                'mlkit/train/schedules.py'),
                                        'mlkit.train.schedules.find_rate': ('train/schedules.html#find_rate', 'mlkit/train/schedules.py'),
