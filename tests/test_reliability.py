@@ -2,13 +2,16 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import polars as pl
 import pytest
 from makers import cell, digests, gone, kill, last_manifest, mlkit, start, write_chain, write_stage
 
@@ -72,6 +75,18 @@ def test_a_killed_kernel_is_told_at_once_and_what_was_done_before_stays(place):
     assert manifest["jobs"]["first"]["state"] == "done" and manifest["jobs"]["second"]["state"] == "killed"
     assert [c["state"] for c in manifest["jobs"]["second"]["cells"]][-1] == "killed"
     assert "second" in done.stdout and "killed" in done.stdout and gone(mark()) == []
+
+
+def test_rows_that_break_a_strict_contract_can_be_looked_at_after_the_failure(place):
+    write_stage(
+        place / "p", "prepare", 'bad = Output("bad.csv")\nmost: int = 1', "import dataframely as dy, polars as pl\nfrom mlkit.data.contracts import check",
+        "class Order(dy.Schema):\n    price = dy.Int64(max=most)", 'check(pl.DataFrame({"price": [1, 2, 3]}), Order, quarantine=bad, strict=True)',
+    )  # fmt: skip
+    told = mlkit("run", place / "p", check=1).stdout
+    left = Path(re.search(r"They lie in (\S+bad\.csv)\.", told)[1])
+    assert pl.read_csv(left)["price"].to_list() == [2, 3] and f"until the next run: {left.parent}" in told
+    mlkit("run", place / "p", "-p", "prepare.most=3")
+    assert not left.exists() and not any((place / "store" / "tmp").iterdir())
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Task', 'Options', 'usable_cores', 'thread_limits', 'width', 'make_request', 'ending', 'State', 'end', 'advance',
-           'settle_or_start', 'has_room', 'take', 'start', 'listen', 'bury', 'conclude', 'keep', 'complete_notebook',
-           'patience', 'stop', 'enforce', 'interruptible', 'execute', 'describe_job', 'Result', 'run', 'outcome',
-           'insist_on_secrets', 'clear_leftovers']
+           'settle_or_start', 'has_room', 'take', 'start', 'listen', 'bury', 'conclude', 'left_behind', 'keep',
+           'complete_notebook', 'patience', 'stop', 'enforce', 'interruptible', 'execute', 'describe_job', 'Result',
+           'run', 'outcome', 'insist_on_secrets', 'clear_leftovers']
 
 # %% ../../nbs/pipeline/12_runner.ipynb #4c59b997
 import os
@@ -270,8 +270,8 @@ def bury(run: State, task: Task):
 
 
 def conclude(run: State, task: Task, outcome: dict):
-    "Conclude a job: keep its result, try again, or tell of its failure."
-    shutil.rmtree(run.store.tmp / run.id / task.job.slug, ignore_errors=True)
+    "Conclude a job: keep its result, try again, or tell of its failure and where what it has written lies."
+    work, left = run.store.tmp / run.id / task.job.slug, None
     if outcome["state"] == "done":
         keep(run, task, outcome)
     elif task.attempts <= run.pipeline.settings[task.job.stage.name].retries and outcome["state"] != "interrupted":
@@ -279,8 +279,16 @@ def conclude(run: State, task: Task, outcome: dict):
         run.log.emit("job.warning", job=task.job.id, text=f"{outcome['state']} at attempt {task.attempts}, trying again: {outcome['error']['value']}")
     else:
         complete_notebook(run, task, outcome["state"])
-        end(run, task, outcome["state"], seconds=_seconds(run, task), **{k: v for k, v in outcome.items() if k != "state"})
+        left = left_behind(work)
+        end(run, task, outcome["state"], seconds=_seconds(run, task), left=left, **{k: v for k, v in outcome.items() if k != "state"})
+    if not left:
+        shutil.rmtree(work, ignore_errors=True)
     task.claim.close()
+
+
+def left_behind(work: Path) -> str | None:
+    "Say where a job that failed has left files to look at, such as the rows that broke a contract; the next run removes them."
+    return str(work / "out") if any(p.is_file() for p in (work / "out").rglob("*")) else None
 
 
 def _seconds(run: State, task: Task) -> float:
@@ -472,7 +480,8 @@ def _run(pipeline: Pipeline, decisions: list[Decision], store: Store, options: O
             write_manifest(folder, log.manifest)
             write(folder, previous)
     (store.locks / lock_name(run_id)).unlink(missing_ok=True)
-    shutil.rmtree(store.tmp / run_id, ignore_errors=True)
+    with suppress(OSError):  # it was never made, or a failed stage has left something to look at
+        (store.tmp / run_id).rmdir()
     return Result(log.manifest, folder)
 
 
@@ -503,7 +512,7 @@ def insist_on_secrets(decisions: list[Decision]):
 
 
 def clear_leftovers(store: Store):
-    "Remove the work in progress of runs that were killed."
+    "Remove what killed runs and failed stages have left behind."
     for folder in store.tmp.iterdir():
         if folder.is_dir() and (store.runs / folder.name).is_dir() and not is_alive(store, folder.name):
             shutil.rmtree(folder, ignore_errors=True)

@@ -44,11 +44,12 @@ def ended_line(name: str, job: dict) -> str:
 
 
 def error_lines(name: str, job: dict, folder: str) -> list[str]:
-    "Say where and how a job failed: the cell, the error, and the notebook to open."
+    "Say where and how a job failed: the cell, the error, what it had written, and the notebook to open."
     error = job.get("error") or {}
     where = f"cell {error['cell'] + 1}" if error.get("cell") is not None else "the stage"
     lines = [f"{name}: {job['state']}: {where}: {error.get('name', '')}: {error.get('value', '')}"]
     lines += ["    " + line for line in (error.get("traceback") or "").splitlines()[-12:]]
+    lines += [f"    what it had written, until the next run: {job['left']}"] if job.get("left") else []
     return [*lines, f"    the executed notebook: {folder}/{job['notebook']}"] if job.get("notebook") else lines
 
 # %% ../../nbs/pipeline/13_views.ipynb #d4bba4dd

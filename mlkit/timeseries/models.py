@@ -23,6 +23,7 @@ from .conformal import LEVELS, check_levels, conformal_offsets
 from .data import Frame, SeriesData
 from .evaluation import ForecastEvaluation, evaluate_forecasts
 from .networks import fill, has_gaps, make_network
+from ..train.schedules import adamw, decay_groups
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", ".*IProgress.*")
@@ -141,9 +142,7 @@ class Forecaster(LightningModule):
         return [batch.get(k) for k in ("series", "known", "past", "static")]
 
     def configure_optimizers(self):
-        weights = [p for p in self.network.parameters() if p.ndim > 1]
-        others = [p for p in self.network.parameters() if p.ndim <= 1]
-        optimizer = torch.optim.AdamW([{"params": weights, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}], lr=self.lr)
+        optimizer = adamw(decay_groups(self.network.named_parameters(), self.weight_decay), self.lr)
         steps = max(2, int(self.trainer.estimated_stepping_batches) + 1)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps, pct_start=0.1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
