@@ -114,6 +114,21 @@ def test_what_a_server_has_seen_leads_to_a_new_champion(workplace, tmp_path):
     mlkit("monitor", "registry:digits@champion", "gate.parquet", "--bundle", "registry:digits@champion", "--policy", "retrain")
 
 
+def test_sketches_are_enough_where_no_request_was_kept(workplace, tmp_path):
+    usual, words = workplace[:300], ("monitor", "registry:digits@champion", "samples/digits", "--policy", "fail", "--json", "report.json", "--time", "time", "--every", "1d", "--since", "1d", "--data-age", "2h")
+    for images, code in ((usual, 0), (negative(usual), 1)):
+        with serving("registry:digits@champion", "--samples", "samples", "--sample-share", "0", "--sketch-share", "1") as server:
+            ask(server, images[:150])
+            ask(server, images[150:], tensors=True)
+        said = mlkit(*words, check=code)
+        found = json.loads((tmp_path / "report.json").read_text())
+        assert found["drift"]["rows_now"] == 300 and "300 rows that were sketched" in said.stderr and {r["column"] for r in found["timeline"]} >= {"image", "prediction"}
+        assert code or {r["measure"]: r["state"] for r in found["health"]}["age of the data"] == "ok"
+        pl.DataFrame({"request_id": ["a"], "label": ["1"]}).write_csv("labels.csv")
+        assert "only sketches" in mlkit(*words, "--labels", "labels.csv", check=2).stderr
+        shutil.rmtree("samples")
+
+
 def test_a_challenger_that_is_no_better_stays_one(workplace, tmp_path):
     broken = negative(workplace[:200])
     broken.write_parquet("today.parquet")

@@ -55,7 +55,7 @@ def _before(span: str, option: str):
 
 
 def _current(args, baseline):
-    "Open the current side, with labels that came later."
+    "Open the current side, with labels that came later; returns it and what a server has sketched of it."
     import sys
     from mlkit.core.errors import MLKitError
     from mlkit.data.profiles import Profile
@@ -66,12 +66,16 @@ def _current(args, baseline):
         served = read_samples(args.current, baseline if isinstance(baseline, Profile) else None, _before(args.since, "--since") if args.since else None, args.version)
         if served.left_out:
             print(f"{served.left_out:,} rows came in other columns than the baseline's and are left out", file=sys.stderr)
-        now = served.frame
+        now, seen = served.frame, served.seen
+        if seen:
+            print(f"drift is measured on {sum(w.profile.rows for w in seen.panes):,} rows that were sketched in whole hours, the rest on {served.rows:,} that were kept", file=sys.stderr)
     elif args.since or args.version:
         raise MLKitError(f"--since and --version are for a server's samples, and {args.current} holds none: name the folder of one model, such as samples/digits.")
     else:
-        now, _ = _open(args.current)
-    return with_labels(now, scan(args.labels), args.key, args.label, args.labelled) if args.labels else now
+        (now, _), seen = _open(args.current), None
+    if args.labels and now is None:
+        raise MLKitError(f"labels belong to requests, and {args.current} has none any more, only sketches: leave --labels out.")
+    return with_labels(now, scan(args.labels), args.key, args.label, args.labelled) if args.labels else now, seen
 
 
 def _lateness(args, now):
@@ -126,16 +130,19 @@ def _made(name: str):
     return None
 
 
-def _ages(args, now):
+def _ages(args, now, seen):
     "Judge how old the newest row and the bundle of the baseline are, if limits are given."
     from datetime import UTC, datetime
+    import polars as pl
     from mlkit.data.profiles import Profile, profile
     from mlkit.monitor.health import HealthLimits, freshness, newest
 
     if not (args.data_age or args.model_age):
         return None
     today = datetime.now(UTC)
-    if not isinstance(now, Profile):
+    if now is None:
+        now = profile(pl.DataFrame({"time": [min(w.end, today) for w in seen.panes]}))
+    elif not isinstance(now, Profile):
         schema = now.collect_schema()
         now = profile(now.select(n for n, d in schema.items() if d.is_temporal()), rows=0)
     made = _made(args.bundle or args.baseline) if args.model_age else None
@@ -204,6 +211,7 @@ def _checked(args, baseline, reference):
     from dataclasses import replace
     import polars as pl
 
+    from mlkit.data.profiles import Profile
     from mlkit.monitor.drift import Limits
     from mlkit.monitor.policy import Policy, check
     from mlkit.monitor.served import utc
@@ -215,11 +223,12 @@ def _checked(args, baseline, reference):
         from mlkit.bundle.registry import resolve
 
         bundle = Bundle.load(resolve(args.bundle))
-    policy, (now, late) = Policy(args.policy, args.share, args.drop), _lateness(args, _current(args, baseline))
-    if args.time and now.collect_schema().get(args.time) == pl.String:  # as CSV has times, which the baseline took for words
+    policy, (now, seen) = Policy(args.policy, args.share, args.drop), _current(args, baseline)
+    now, late = _lateness(args, now)
+    if args.time and now is not None and not isinstance(now, Profile) and now.collect_schema().get(args.time) == pl.String:  # as CSV has times, which the baseline took for words
         now, limits = now.with_columns(utc(now, args.time)), replace(limits, ignore=(*limits.ignore, args.time))
-    health = [h for h in (_metrics(args.metrics, args.seconds), _ages(args, now), late) if h is not None]
-    return check(baseline, now, bundle, args.label, args.time, args.every, limits, policy, pl.concat(health) if health else None, reference=reference)
+    health = [h for h in (_metrics(args.metrics, args.seconds), _ages(args, now, seen), late) if h is not None]
+    return check(baseline, now, bundle, args.label, args.time, args.every, limits, policy, pl.concat(health) if health else None, reference=reference, seen=seen)
 
 # %% ../../nbs/cli/04_monitor.ipynb #28db0b0c
 def _close(args, report) -> int:
@@ -271,7 +280,7 @@ def add_commands(commands):
     command.add_argument("--labels", metavar="TABLE", help="labels that came later, joined to the current rows by --key, and by row where both have it")
     command.add_argument("--key", default="request_id", metavar="COLUMN", help="what joins them; default: request_id")
     command.add_argument("--labelled", metavar="COLUMN", help="when a label came: of several the newest counts, and how late they are is told")
-    command.add_argument("--since", metavar="SPAN", help="of a server's samples take those of the last 1h, 1d, 1w ...")
+    command.add_argument("--since", metavar="SPAN", help="of a server's samples take those of the last 1h, 1d, 1w ...; of its sketches whole hours")
     command.add_argument("--version", metavar="V", help="of a server's samples take those that this version answered")
     command.add_argument("--time", metavar="COLUMN", help="times of the current rows: adds time lines, and since when a level has changed")
     command.add_argument("--every", default="1d", metavar="SPAN", help="its windows: 1h, 1d, 1w; default: 1d")

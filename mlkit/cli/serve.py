@@ -67,7 +67,7 @@ def _serve(args) -> int:
     return run(Settings(
         bundles, tuple(args.challenger), tuple(args.shadow), args.host or told.get("host", "127.0.0.1"), told.get("port", 8080) if args.port is None else args.port,
         args.workers, args.threads, pace, limits, args.deadline, args.drain, args.grace, args.follow, args.manage, args.repository, args.tokens, args.tls_cert, args.tls_key,
-        args.samples, args.sample_share, args.log_requests,
+        args.samples, args.sample_share, args.sketch_share, args.log_requests,
     ))  # fmt: skip
 
 # %% ../../nbs/cli/02_serve.ipynb #7fc0b5bc
@@ -95,6 +95,7 @@ _options = (
     ("--tls-key", str, None, "its key (PEM)"),
     ("--samples", str, None, "a folder for sampled requests and answers, as Parquet"),
     ("--sample-share", _share, 0.01, "the share of requests that is kept there"),
+    ("--sketch-share", _share, 0.005, "the share of the processor time that sketches of all of them may take; 0 makes none"),
 )
 
 

@@ -90,14 +90,14 @@ def _step(column: pl.Series) -> int:
     return int(log(longest, 1.5)) if longest else 0
 
 # %% ../../nbs/serve/02_models.ipynb #0dd8c724
-def run_batch(bundle: Bundle, batch: list[Item]) -> list[Answer | ServeError]:
-    "Answer items of one key in one run of the network, or one by one if that fails."
+def run_batch(bundle: Bundle, batch: list[Item], seen: Callable = lambda given, answer, rows: None) -> list[Answer | ServeError]:
+    "Answer items of one key in one run of the network, or one by one if that fails; `seen` is told of columns or tensors and their answers."
     work = [item.payload for item in batch]
     try:
-        return _split(_together(bundle, work), work)
+        return _split(_together(bundle, work, seen), work)
     except Exception as error:
         if len(work) > 1:
-            return [run_batch(bundle, [item])[0] for item in batch]
+            return [run_batch(bundle, [item], seen)[0] for item in batch]
         return [_as_error(error)]
 
 
@@ -109,13 +109,14 @@ def _as_error(error: Exception) -> ServeError:
     return ServeError(text if isinstance(error, MLKitError) else f"the network cannot take these values: {text[:200]}")
 
 
-def _together(bundle: Bundle, work: list[Work]) -> Answer:
+def _together(bundle: Bundle, work: list[Work], seen: Callable) -> Answer:
     "Join, prepare and run."
     begun = perf_counter()
     if work[0].tensors is not None:
-        arrays = {n: np.concatenate([w.tensors[n] for w in work]) if len(work) > 1 else v for n, v in work[0].tensors.items()}
+        given = arrays = {n: np.concatenate([w.tensors[n] for w in work]) if len(work) > 1 else v for n, v in work[0].tensors.items()}
     else:
-        arrays = prepared(pl.concat([w.frame for w in work]) if len(work) > 1 else work[0].frame, bundle.prepare)
+        given = pl.concat([w.frame for w in work]) if len(work) > 1 else work[0].frame
+        arrays = prepared(given, bundle.prepare)
     ready = perf_counter()
     names = [t.name for t in bundle.manifest.outputs]
     outputs = dict(zip(names, bundle.session.run(names, feeds(bundle.manifest.inputs, arrays))))
@@ -123,7 +124,9 @@ def _together(bundle: Bundle, work: list[Work]) -> Answer:
     if wrong := [n for n, v in outputs.items() if v.shape[:1] != (rows,)]:
         raise ServeError(f"{wrong[0]} has {list(outputs[wrong[0]].shape)} for {rows} rows.")
     work[0].seconds = ready - begun, perf_counter() - ready
-    return Answer(outputs, bundle.task.answer(bundle.manifest, outputs, arrays) if any(w.table for w in work) else None)
+    answer = Answer(outputs, bundle.task.answer(bundle.manifest, outputs, arrays) if any(w.table for w in work) else None)
+    seen(given, answer, rows)
+    return answer
 
 
 def _split(whole: Answer, work: list[Work]) -> list[Answer]:
@@ -309,6 +312,7 @@ class Models(Shelf):
         self.loop, self.pace, self.limits, self.threads, self.measure = loop, pace, limits, threads, measure
         self.sources: dict[str, str] = {}  # where each name was last loaded from, also after it is unloaded
         self.changed: list[Callable[[], None]] = []  # called after each change
+        self.seen: Callable = lambda version, given, answer, rows: None  # called in a thread after each run of a network
 
     async def load(self, source: str, role: str = "champion", share: float = 1.0, name: str | None = None) -> Version:
         "Load a bundle, let it prove itself, and only then give it traffic. Raises `MLKitError`."
@@ -323,7 +327,7 @@ class Models(Shelf):
         if version in versions and versions[version].role == role:
             return versions[version]
         loaded = Version(name, version, str(source), bundle, None, self.limits, role, share)
-        loaded.batcher = Batcher(lambda batch: run_batch(bundle, batch), self.loop, self.pace, lambda batch, seconds: self.measure(loaded, batch, seconds))
+        loaded.batcher = Batcher(lambda batch: run_batch(bundle, batch, lambda *what: self.seen(loaded, *what)), self.loop, self.pace, lambda batch, seconds: self.measure(loaded, batch, seconds))
         if role == "champion":
             self.sources[name] = str(source)
         leaving = [v for v in versions.values() if v.version == version or v.role == role == "champion"]

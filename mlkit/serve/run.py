@@ -84,8 +84,11 @@ def assemble(settings: Settings, loop, log, environment=os.environ):
     trace = tracer(environment)
     app.watch = log.request if trace is None else lambda *answered: (log.request(*answered), trace(*answered))
     if settings.samples:
-        app.sample = Sampler(Path(settings.samples), settings.sample_share, count=lambda what, rows: app.tally.count("mlkit_serve_sampled_rows", rows, outcome=what))
-    app.closing = [f.close for f in (app.sample, trace) if f is not None]
+        sampler = Sampler(Path(settings.samples), settings.sample_share, settings.sketch_share, count=lambda what, rows: app.tally.count("mlkit_serve_sampled_rows", rows, outcome=what))
+        app.sample, models.seen = sampler.keep, sampler.see
+        app.closing.append(sampler.close)
+    if trace is not None:
+        app.closing.append(trace.close)
     return app
 
 

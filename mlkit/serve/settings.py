@@ -35,4 +35,5 @@ class Settings:
     key: str | None = None
     samples: str | None = None  # a folder for sampled requests
     sample_share: float = 0.01
+    sketch_share: float = 0.005  # of the processor time, for sketches of what is asked and answered
     log_requests: str = "errors"  # or "all", "none"

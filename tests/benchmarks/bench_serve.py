@@ -18,6 +18,7 @@ import tempfile
 import time
 import urllib.request
 import venv
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -294,6 +295,24 @@ def at_four_fifths(home: Path, port: int, body: bytes, headers: dict, pid: int, 
     return [middle, row_of(f"mlkit: the same for {SOAK:g} s, {first:.0f} MB before", soak, SOAK, memory(pid))]
 
 
+def sketched(home: Path, values: np.ndarray, rounds: int = 6) -> list[dict]:
+    "What sketches cost: a server that keeps a hundredth of the requests and one that sketches as well, asked at the same time on the same core, so that both meet the same machine. Rates are of half a core."
+    body, headers = as_json("x", values)
+    with serving(home / "mlp", options=("--samples", home / "kept", "--sketch-share", "0"), core=CORES[0]) as plain, serving(home / "mlp", options=("--samples", home / "seen"), core=CORES[0]) as other, ThreadPoolExecutor() as both:
+        for name in ("plain", "other"):
+            (home / name).mkdir()
+
+        def ask(server, name):
+            return load(home / name, int(server.url.rsplit(":", 1)[1].strip("/")), "/v2/models/mlp/infer", body, headers, server.process.pid, 16)
+
+        found = [list(both.map(ask, (plain, other), ("plain", "other"))) for _ in range(rounds)]
+        told = urllib.request.urlopen(other.url.rstrip("/") + "/metrics").read().decode()
+    lost = [1 - a["core µs each"] / b["core µs each"] for a, b in found]
+    rows = ", ".join(f"{float(n):,.0f} {name}" for name, n in re.findall(r'sampled_rows_total{outcome="(.*?)"} (\S+)', told))
+    said = f"{np.mean(lost):.1%} of the throughput (+-{np.std(lost, ddof=1) / rounds**0.5:.1%}); rows {rows}"
+    return [{"what": f"mlkit: MLP, JSON, {what}"} | {key: float(np.median([each[i][key] for each in found])) for key in found[0][0]} | {"errors": said if i else 0} for i, what in enumerate(("samples alone", "samples and sketches"))]
+
+
 def row_of(what: str, found: dict[int, np.ndarray], seconds: float, mb: float | None = None) -> dict:
     good = found.get(200, np.array([np.nan]))
     others = ", ".join(f"{len(v):,} x {status} (p99 {np.quantile(v, 0.99) * 1000:.0f} ms)" for status, v in found.items() if status != 200)
@@ -382,7 +401,7 @@ def main():
     if good := [r for r in peers if r["answers/s"]]:
         rate, cheap = rows[0]["answers/s"] / max(r["answers/s"] for r in good), min(r["core µs each"] for r in good) / rows[0]["core µs each"]
         notes = [f"mlkit answers {rate:.1f} times as many as the best peer, and an answer takes {cheap:.1f} times less of a core."]
-    report("One core for the server, one onnxruntime thread, one core for who asks", [*rows, *texts(home), *peers, *overload(home)], notes)
+    report("One core for the server, one onnxruntime thread, one core for who asks", [*rows, *sketched(home, values), *texts(home), *peers, *overload(home)], notes)
     shutil.rmtree(home)
 
 
