@@ -2718,6 +2718,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'mlkit/serve/telemetry.py'),
                                        'mlkit.serve.telemetry.Log.__init__': ( 'serve/telemetry.html#log.__init__',
                                                                                'mlkit/serve/telemetry.py'),
+                                       'mlkit.serve.telemetry.Log._mute': ('serve/telemetry.html#log._mute', 'mlkit/serve/telemetry.py'),
+                                       'mlkit.serve.telemetry.Log._take': ('serve/telemetry.html#log._take', 'mlkit/serve/telemetry.py'),
                                        'mlkit.serve.telemetry.Log._write': ('serve/telemetry.html#log._write', 'mlkit/serve/telemetry.py'),
                                        'mlkit.serve.telemetry.Log.close': ('serve/telemetry.html#log.close', 'mlkit/serve/telemetry.py'),
                                        'mlkit.serve.telemetry.Log.request': ( 'serve/telemetry.html#log.request',
