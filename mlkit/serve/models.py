@@ -22,7 +22,7 @@ from ..bundle.predict import Bundle
 from ..bundle.tasks import nothing
 from ..core.digest import bytes_digest
 from ..core.errors import MLKitError, suggest
-from .batcher import PACE, Batcher, Item, Pace
+from .batcher import PACE, Batcher, Item, Pace, Rest
 from .protocol import LIMITS, NAMES, Limits, ServeError
 
 # %% ../../nbs/serve/02_models.ipynb #a84d2cba
@@ -309,6 +309,7 @@ class Models(Shelf):
         self.loop, self.pace, self.limits, self.threads, self.measure = loop, pace, limits, threads, measure
         self.sources: dict[str, str] = {}  # where each name was last loaded from, also after it is unloaded
         self.changed: list[Callable[[], None]] = []  # called after each change
+        self.rest = Rest(loop)
 
     async def load(self, source: str, role: str = "champion", share: float = 1.0, name: str | None = None) -> Version:
         "Load a bundle, let it prove itself, and only then give it traffic. Raises `MLKitError`."
@@ -323,7 +324,7 @@ class Models(Shelf):
         if version in versions and versions[version].role == role:
             return versions[version]
         loaded = Version(name, version, str(source), bundle, None, self.limits, role, share)
-        loaded.batcher = Batcher(lambda batch: run_batch(bundle, batch), self.loop, self.pace, lambda batch, seconds: self.measure(loaded, batch, seconds))
+        loaded.batcher = Batcher(lambda batch: run_batch(bundle, batch), self.loop, self.pace, lambda batch, seconds: self.measure(loaded, batch, seconds), self.rest)
         if role == "champion":
             self.sources[name] = str(source)
         leaving = [v for v in versions.values() if v.version == version or v.role == role == "champion"]
