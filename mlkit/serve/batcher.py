@@ -94,15 +94,15 @@ class FairQueue:
                 turn.append((client, line))
         return batch
 
-    def make_room(self, item: Item, limit: int) -> list[Item]:
-        "Take the newest items of whoever waits with the most rows, until `item` fits; nothing if it is its own client."
+    def make_room(self, client: str, rows: int, limit: int) -> list[Item]:
+        "Take the newest items of whoever waits with the most rows, until `rows` of a client fit; nothing if it is that client."
         evicted = []
-        while self.rows + item.rows > limit and self.lines:
-            client, line = max(self.lines.items(), key=lambda pair: pair[1].rows)
-            own = self.lines[item.client].rows if item.client in self.lines else 0
-            if line.rows <= own + item.rows:
+        while self.rows + rows > limit and self.lines:
+            largest, line = max(self.lines.items(), key=lambda pair: pair[1].rows)
+            own = self.lines[client].rows if client in self.lines else 0
+            if line.rows <= own + rows:
                 break
-            evicted.append(self._pop(client, line, line.newest(), newest=True))
+            evicted.append(self._pop(largest, line, line.newest(), newest=True))
         return evicted
 
     def full_for(self, client: str, limit: int) -> bool:
@@ -172,17 +172,18 @@ class Batcher:
         for thread in self.threads:
             thread.start()
 
-    def submit(self, item: Item):
-        "Queue an item. Raises `ServeError`: 429 if it cannot be answered in time, 503 after `close`."
+    def submit(self, *items: Item):
+        "Queue the items of a request, all or none. Raises `ServeError`: 429 if they cannot be answered in time, 503 after `close`."
         if self.closed:
             raise ServeError("the model is being unloaded.", 503, 1)
-        limit = self.capacity
-        if self.waiting.rows and self.waiting.rows + item.rows > limit:
-            for other in self.waiting.make_room(item, limit):
+        rows, limit = sum([item.rows for item in items]), self.capacity
+        if self.waiting.rows and self.waiting.rows + rows > limit:
+            for other in self.waiting.make_room(items[0].client, rows, limit):
                 other.done(self._full())
-            if self.waiting.rows + item.rows > limit:
+            if self.waiting.rows + rows > limit:
                 raise self._full()
-        self.waiting.push(item)
+        for item in items:
+            self.waiting.push(item)
         if not self.scheduled:  # whatever is read in this turn of the loop is taken together
             self.scheduled = True
             self.loop.call_soon(self._dispatch)

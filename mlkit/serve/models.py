@@ -184,23 +184,20 @@ class Version:
 def _submit_pieces(batcher: Batcher, work: Work, key, done, client, deadline, gone):
     "Submit a large request piece by piece; the first error is the answer to all of it."
     limit = batcher.pace.batch
-    starts = range(0, work.rows, limit)
-    if batcher.waiting.rows and batcher.waiting.rows + work.rows > batcher.capacity:
-        raise batcher._full()
-    found: list = [None] * len(starts)
-    left = [len(starts)]
+    pieces = [_piece(work, start, start + limit) for start in range(0, work.rows, limit)]
+    found, failures, left = [None] * len(pieces), [], [len(pieces)]
 
     def piece_done(place: int, result):
         found[place], left[0] = result, left[0] - 1
+        if not isinstance(result, Answer):
+            failures.append(result)
         if left[0] == 0:
-            done(next((r for r in found if not isinstance(r, Answer)), None) or _joined(found))
+            done(failures[0] if failures else _joined(found))
 
-    for place, start in enumerate(starts):
-        piece = _piece(work, start, start + limit)
-        try:
-            batcher.submit(Item(piece, piece.rows, (work.tensors is None, key), lambda r, place=place: piece_done(place, r), client, deadline, gone))
-        except ServeError as error:
-            piece_done(place, error)
+    def pointless() -> bool:
+        return bool(failures) or gone()
+
+    batcher.submit(*(Item(piece, piece.rows, (work.tensors is None, key), lambda r, place=place: piece_done(place, r), client, deadline, pointless) for place, piece in enumerate(pieces)))
 
 
 def _piece(work: Work, start: int, end: int) -> Work:
