@@ -67,7 +67,7 @@ def test_what_was_left_out_may_be_null_as_pydantic_writes_it(server):
 
 
 def test_answers_come_packed_to_those_who_like_them_so(server):
-    rows = [[i, 2, 3] for i in range(4000)]
+    rows = [[2_000_000 + i, 3_000_000, 3] for i in range(4096)]
     wishes = [{"name": name} for name in ("logits", "prediction", "probabilities")]
     for asked in (tensor(*rows[:300]), tensor(*rows) | {"outputs": wishes}):  # packed on the event loop, and in a thread
         _, headers, packed = server.ask("/v2/models/linear/infer", asked, accept_encoding="gzip, deflate")
