@@ -130,3 +130,18 @@ def test_a_flood_of_one_client_costs_another_no_more_than_a_turn():
     asyncio.run(flood())
     answers = [o for o in order if not isinstance(o, ServeError)]
     assert answers.index("single") < 8 and [o.status for o in order if isinstance(o, ServeError)] == [429]
+
+
+def test_a_request_of_more_rows_than_may_wait_is_answered_when_nothing_waits(folders):
+    async def large():
+        models, rows, answers = Models(asyncio.get_running_loop(), Pace(batch=4, queue=8)), 50, []
+        version = await models.load(folders[1])
+        work = lambda: Work(0, {"x": np.tile(np.arange(rows, dtype=np.float32)[:, None], 3)})
+        version.submit(work(), answers.append)
+        with pytest.raises(ServeError, match="try again later"):  # now something waits
+            version.submit(work(), answers.append)
+        while not answers:
+            await asyncio.sleep(0.001)
+        return answers
+
+    assert [a.outputs["logits"][:, 0].tolist() for a in asyncio.run(large())] == [[2.0 * i for i in range(50)]]

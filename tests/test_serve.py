@@ -20,6 +20,7 @@ import pytest
 from servers import linear_bundle, serving, slow_bundle
 
 from mlkit.bundle import Registry
+from mlkit.serve.app import LARGE
 from mlkit.serve.protocol import pack
 
 
@@ -57,6 +58,24 @@ def test_the_protocol_answers_in_json_and_in_binary_and_packed(server):
     length = int(headers["inference-header-content-length"])
     assert status == 200 and np.frombuffer(body[length:], "<f4").tolist() == [4, 5]
     assert json.loads(body[:length])["outputs"][1] == {"name": "prediction", "datatype": "BYTES", "shape": [1], "data": ["yes"]}
+
+
+def test_what_was_left_out_may_be_null_as_pydantic_writes_it(server):
+    asked = tensor([1, 2, 3]) | {"id": None, "parameters": None, "outputs": None}
+    asked["inputs"][0]["parameters"] = None
+    assert server.json("/v2/models/linear/infer", asked)[1]["outputs"][0]["data"] == [4, 5]
+
+
+def test_answers_come_packed_to_those_who_like_them_so(server):
+    rows = [[2_000_000 + i, 3_000_000, 3] for i in range(4096)]
+    wishes = [{"name": name} for name in ("logits", "prediction", "probabilities")]
+    for asked in (tensor(*rows[:300]), tensor(*rows) | {"outputs": wishes}):  # packed on the event loop, and in a thread
+        _, headers, packed = server.ask("/v2/models/linear/infer", asked, accept_encoding="gzip, deflate")
+        assert headers["content-encoding"] == "gzip" and headers["vary"] == "accept-encoding"
+        assert (len(gzip.decompress(packed)) > LARGE) == ("outputs" in asked)
+        assert json.loads(gzip.decompress(packed))["outputs"][0]["data"] == sums(rows[: asked["inputs"][0]["shape"][0]])
+    for asked, coding in ((tensor(*rows), "identity"), (tensor([1, 2, 3]), "gzip")):
+        assert "content-encoding" not in server.ask("/v2/models/linear/infer", asked, accept_encoding=coding)[1]
 
 
 def test_metadata_names_what_infer_takes(server):
@@ -109,6 +128,9 @@ def test_the_clouds_find_what_they_look_for(bundles):
         ("/predict/linear", b'[{"x": [1, 2]}]', {}, 400),
         ("/predict/linear", b'[{"x": "http://localhost/"}]', {}, 400),
         ("/predict/linear", b"[]", {}, 400),
+        ("/predict/linear", b'[{"x": [1, 2, 1e39]}]', {}, 400),
+        ("/predict/linear", b"1,2,1e39", {"content_type": "text/csv"}, 400),
+        ("/v2/models/linear/infer", json.dumps(tensor([1, 2, 3]) | {"parameters": {"timeout": True}}).encode(), {}, 400),
         ("/predict/linear", b'[{"x": [1, 2, 3]}]', {"x_request_timeout": "nan"}, 400),
     ],
 )

@@ -22,7 +22,7 @@ from ..bundle.predict import Bundle
 from ..bundle.tasks import nothing
 from ..core.digest import bytes_digest
 from ..core.errors import MLKitError, suggest
-from .batcher import PACE, Batcher, Item, Pace
+from .batcher import PACE, Batcher, Item, Pace, Rest
 from .protocol import LIMITS, NAMES, Limits, ServeError
 
 # %% ../../nbs/serve/02_models.ipynb #a84d2cba
@@ -187,23 +187,20 @@ class Version:
 def _submit_pieces(batcher: Batcher, work: Work, key, done, client, deadline, gone):
     "Submit a large request piece by piece; the first error is the answer to all of it."
     limit = batcher.pace.batch
-    starts = range(0, work.rows, limit)
-    if batcher.waiting.rows and batcher.waiting.rows + work.rows > batcher.capacity:
-        raise batcher._full()
-    found: list = [None] * len(starts)
-    left = [len(starts)]
+    pieces = [_piece(work, start, start + limit) for start in range(0, work.rows, limit)]
+    found, failures, left = [None] * len(pieces), [], [len(pieces)]
 
     def piece_done(place: int, result):
         found[place], left[0] = result, left[0] - 1
+        if not isinstance(result, Answer):
+            failures.append(result)
         if left[0] == 0:
-            done(next((r for r in found if not isinstance(r, Answer)), None) or _joined(found))
+            done(failures[0] if failures else _joined(found))
 
-    for place, start in enumerate(starts):
-        piece = _piece(work, start, start + limit)
-        try:
-            batcher.submit(Item(piece, piece.rows, (work.tensors is None, key), lambda r, place=place: piece_done(place, r), client, deadline, gone))
-        except ServeError as error:
-            piece_done(place, error)
+    def pointless() -> bool:
+        return bool(failures) or gone()
+
+    batcher.submit(*(Item(piece, piece.rows, (work.tensors is None, key), lambda r, place=place: piece_done(place, r), client, deadline, pointless) for place, piece in enumerate(pieces)))
 
 
 def _piece(work: Work, start: int, end: int) -> Work:
@@ -313,6 +310,7 @@ class Models(Shelf):
         self.sources: dict[str, str] = {}  # where each name was last loaded from, also after it is unloaded
         self.changed: list[Callable[[], None]] = []  # called after each change
         self.seen: Callable = lambda version, given, answer, rows: None  # called in a thread after each run of a network
+        self.rest = Rest(loop)
 
     async def load(self, source: str, role: str = "champion", share: float = 1.0, name: str | None = None) -> Version:
         "Load a bundle, let it prove itself, and only then give it traffic. Raises `MLKitError`."
@@ -327,7 +325,7 @@ class Models(Shelf):
         if version in versions and versions[version].role == role:
             return versions[version]
         loaded = Version(name, version, str(source), bundle, None, self.limits, role, share)
-        loaded.batcher = Batcher(lambda batch: run_batch(bundle, batch, lambda *what: self.seen(loaded, *what)), self.loop, self.pace, lambda batch, seconds: self.measure(loaded, batch, seconds))
+        loaded.batcher = Batcher(lambda batch: run_batch(bundle, batch, lambda *what: self.seen(loaded, *what)), self.loop, self.pace, lambda batch, seconds: self.measure(loaded, batch, seconds), self.rest)
         if role == "champion":
             self.sources[name] = str(source)
         leaving = [v for v in versions.values() if v.version == version or v.role == role == "champion"]

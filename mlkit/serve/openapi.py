@@ -21,20 +21,20 @@ _tensor = {
         "datatype": {"type": "string", "enum": list(DATATYPES)},
         "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}, "maxItems": 8},
         "data": {"type": "array", "description": "values, flat or nested, row by row; left out if they follow in binary"},
-        "parameters": {"type": "object", "properties": {"binary_data_size": {"type": "integer", "minimum": 0}}},
+        "parameters": {"type": ["object", "null"], "properties": {"binary_data_size": {"type": "integer", "minimum": 0}}},
     },
 }
-_wish = {"type": "object", "required": ["name"], "properties": {"name": _string, "parameters": {"type": "object", "properties": {"binary_data": {"type": "boolean"}}}}}
+_wish = {"type": "object", "required": ["name"], "properties": {"name": _string, "parameters": {"type": ["object", "null"], "properties": {"binary_data": {"type": "boolean"}}}}}
 SCHEMAS = {
     "Error": {"type": "object", "required": ["error"], "properties": {"error": _string}},
     "InferRequest": {
         "type": "object",
         "required": ["inputs"],
         "properties": {
-            "id": _string,
-            "parameters": {"type": "object", "properties": {"timeout": {"type": "integer", "minimum": 1, "description": "microseconds"}, "binary_data_output": {"type": "boolean"}}},
+            "id": {"type": ["string", "null"]},
+            "parameters": {"type": ["object", "null"], "properties": {"timeout": {"type": "integer", "minimum": 1, "description": "microseconds"}, "binary_data_output": {"type": "boolean"}}},
             "inputs": {"type": "array", "items": _tensor, "minItems": 1, "maxItems": 64},
-            "outputs": {"type": "array", "items": _wish, "maxItems": 64},
+            "outputs": {"type": ["array", "null"], "items": _wish, "maxItems": 64},
         },
     },
     "InferResponse": {"type": "object", "required": ["model_name", "model_version", "outputs"], "properties": {"model_name": _string, "model_version": _string, "id": _string, "outputs": {"type": "array", "items": _tensor}}},

@@ -215,13 +215,23 @@ class InferRequest:
     parameters: dict = field(default_factory=dict)
 
 
+def _optional(content: dict, key: str, kind: type):
+    "A field that may be left out, or be null as pydantic writes what was left out. Raises `ServeError`."
+    value = content.get(key)
+    if value is None:
+        return kind()
+    if type(value) is not kind:
+        raise ServeError(f'"{key}" must be {"a list" if kind is list else "an object"}, not {_brief(value)}.')
+    return value
+
+
 def _entries(content: dict, key: str, limits: Limits) -> list[dict]:
     "The list of tensors under a key, each with a name of its own. Raises `ServeError`."
-    entries = content.get(key, [])
-    if type(entries) is not list or len(entries) > limits.tensors:
+    entries = _optional(content, key, list)
+    if len(entries) > limits.tensors:
         raise ServeError(f'"{key}" must be a list of up to {limits.tensors} tensors.')
     for entry in entries:
-        if type(entry) is not dict or type(entry.get("name")) is not str or type(entry.get("parameters", {})) is not dict:
+        if type(entry) is not dict or type(entry.get("name")) is not str or not isinstance(entry.get("parameters"), (dict, type(None))):
             raise ServeError(f'each of "{key}" needs a name and may have an object of parameters; this has not: {_brief(entry)}.')
     if len({e["name"] for e in entries}) < len(entries):
         raise ServeError(f'a name comes twice in "{key}".')
@@ -234,7 +244,7 @@ def _tensor(entry: dict, raw: memoryview | None, at: int, limits: Limits) -> tup
     if type(datatype) is not str or datatype not in DATATYPES:
         raise ServeError(f'the datatype of "{name}" must be one of {", ".join(DATATYPES)}, not {_brief(datatype)}.')
     count = _check_shape(name, shape, limits)
-    if (size := entry.get("parameters", {}).get("binary_data_size")) is not None:
+    if (size := _optional(entry, "parameters", dict).get("binary_data_size")) is not None:
         if raw is None or type(size) is not int or not 0 <= size <= len(raw) - at:
             raise ServeError(f'"{name}" says it comes with {_brief(size)} bytes in binary, and the body does not hold them (is the header Inference-Header-Content-Length there?).')
         return _from_bytes(name, datatype, raw[at : at + size], count, limits).reshape(shape), at + size
@@ -256,7 +266,7 @@ def read_request(
             raise ServeError(f"Inference-Header-Content-Length is {header_length:,}, but the body has {len(body):,} bytes.")
         raw, body = memoryview(body)[header_length:], body[:header_length]
     content = read_json(body, limits)
-    if type(content) is not dict or type(content.get("parameters", {})) is not dict or not isinstance(content.get("id"), (str, type(None))):
+    if type(content) is not dict or not isinstance(content.get("id"), (str, type(None))):
         raise ServeError("a request is an object with inputs, and may have id (a string), parameters (an object) and outputs.")
     inputs, at = {}, 0
     for entry in _entries(content, "inputs", limits):
@@ -265,10 +275,10 @@ def read_request(
         raise ServeError("the request has no inputs.")
     if raw is not None and at != len(raw):
         raise ServeError(f"{len(raw) - at:,} bytes follow the last binary tensor.")
-    parameters = content.get("parameters") or {}
-    if "outputs" not in content and not parameters:
+    outputs, parameters = _entries(content, "outputs", limits), _optional(content, "parameters", dict)
+    if not outputs and not parameters:
         return InferRequest(inputs, id=content.get("id"))
-    return InferRequest(inputs, *_wishes(_entries(content, "outputs", limits), parameters), content.get("id"), parameters)
+    return InferRequest(inputs, *_wishes(outputs, parameters), content.get("id"), parameters)
 
 
 def _wishes(outputs: list[dict], parameters: dict) -> tuple[tuple[str, ...], frozenset[str] | bool]:
@@ -276,7 +286,7 @@ def _wishes(outputs: list[dict], parameters: dict) -> tuple[tuple[str, ...], fro
     every = parameters.get("binary_data_output") is True
     if not outputs:
         return (), every
-    return tuple(o["name"] for o in outputs), frozenset(o["name"] for o in outputs if o.get("parameters", {}).get("binary_data", every) is True)
+    return tuple(o["name"] for o in outputs), frozenset(o["name"] for o in outputs if _optional(o, "parameters", dict).get("binary_data", every) is True)
 
 # %% ../../nbs/serve/00_protocol.ipynb #8ee62242
 def _entry(name: str, values: np.ndarray) -> dict:

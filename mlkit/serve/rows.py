@@ -62,7 +62,7 @@ def column(
             return pl.Series(name, [_image(v) for v in values], pl.Binary)
         if settings["kind"] == "text":
             return pl.Series(name, [_text(v) for v in values], pl.String)
-        return finite(_numbers(name, values), limits)
+        return finite(_numbers(name, values), settings, limits)
     except ServeError as error:
         raise ServeError(f'column "{name}": {error}', error.status) from None
 
@@ -75,13 +75,15 @@ def _numbers(name: str, values: list) -> pl.Series:
         raise ServeError("the values are of no common type.") from None
 
 
-def finite(values: pl.Series, limits: Limits) -> pl.Series:
-    "Pass a column on if it has no NaN or infinity, or may have them."
+def finite(values: pl.Series, settings: dict, limits: Limits) -> pl.Series:
+    "Pass a column on if the network will find no NaN or infinity in it, or may find them."
     flat = values
     while isinstance(flat.dtype, (pl.List, pl.Array)):
         flat = flat.explode()
-    if flat.dtype.is_float() and not limits.nonfinite and not flat.is_finite().all():
-        raise ServeError(f'"{values.name}" holds NaN or infinity.')
+    if flat.dtype.is_float() and not limits.nonfinite:
+        kept = flat if settings.get("dtype") == "float64" else flat.cast(pl.Float32)
+        if not kept.is_finite().all():
+            raise ServeError(f'"{values.name}" holds NaN, infinity, or numbers beyond its datatype.')
     return values
 
 # %% ../../nbs/serve/03_rows.ipynb #68e9357f
@@ -152,8 +154,8 @@ def read_csv(body: bytes, preprocess: dict[str, dict], limits: Limits = LIMITS) 
     if set(preprocess) <= set(first):
         named = {name: table[1:, i] for i, name in enumerate(first)}
         return pl.DataFrame([_field(name, named[name], settings, limits) for name, settings in preprocess.items()])
-    if len(preprocess) == 1 and (kind := next(iter(preprocess.values()))["kind"]) not in ("image", "text"):
-        numbers = [_field(f"field {i}", table[:, i], {"kind": kind}, limits) for i in range(table.width)]
+    if len(preprocess) == 1 and (settings := next(iter(preprocess.values())))["kind"] not in ("image", "text"):
+        numbers = [_field(f"field {i}", table[:, i], settings, limits) for i in range(table.width)]
         return pl.DataFrame(numbers).select((pl.concat_list(pl.all()) if table.width > 1 else pl.all()).alias(next(iter(preprocess))))
     if table.width != len(preprocess):
         raise ServeError(f"the rows have {table.width} fields; the columns are {', '.join(preprocess)}.")
@@ -170,7 +172,7 @@ def _field(name: str, texts: pl.Series, settings: dict, limits: Limits) -> pl.Se
         raise ServeError(f'"{name}" holds something that is no number.') from None
     if numbers.null_count():
         raise ServeError(f'"{name}" lacks a value in row {numbers.is_null().arg_true()[0]}.')
-    return finite(numbers.alias(name), limits)
+    return finite(numbers.alias(name), settings, limits)
 
 # %% ../../nbs/serve/03_rows.ipynb #25ae2651
 ARROW = "application/vnd.apache.arrow.stream"
@@ -256,5 +258,5 @@ def tensor_columns(inputs: dict[str, np.ndarray], preprocess: dict[str, dict], l
         elif settings["kind"] in ("image", "text"):
             columns.append(column(name, values.tolist(), settings, limits))
         else:
-            columns.append(pl.Series(name, values))
+            columns.append(finite(pl.Series(name, values), settings, limits))
     return pl.DataFrame(columns)

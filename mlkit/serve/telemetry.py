@@ -27,6 +27,7 @@ class Log:
         limit: int = 10_000,  # lines that may wait
     ):
         self.file, self.requests, self.limit, self.dropped = file or sys.stdout, requests, limit, 0
+        self.second, self.left, self.muted = 0, 0, 0  # refusals: lines left in this second, and how many got none so far
         self.lines: queue.SimpleQueue = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._write, name="log", daemon=True)
         self.thread.start()
@@ -42,7 +43,7 @@ class Log:
 
     def request(self, request, response, seconds: float):
         "Log an answered request, if it is of the kind that shall be logged."
-        if self.requests == "none" or self.requests == "errors" and response.status < 400:
+        if self.requests == "none" or self.requests == "errors" and (response.status < 400 or response.status == 429 and self._mute()):
             return
         level = "error" if response.status == 500 else "warning" if response.status >= 400 else "info"
         self(
@@ -50,21 +51,41 @@ class Log:
             ms=round(seconds * 1000, 3), client=request.client, bytes_in=len(request.body), bytes_out=len(response.body),
         )  # fmt: skip
 
+    def _mute(self) -> bool:
+        "Tell if there were enough refusals in this second."
+        if self.second != (second := int(time.monotonic())):
+            self.second, self.left = second, 10
+        self.left -= 1
+        self.muted += self.left < 0
+        return self.left < 0
+
     def _write(self):
-        ended = False
+        ended, told, lines = False, [0, 0], []
         while not ended:
-            lines = [self.lines.get()]
-            while not self.lines.empty():
-                lines.append(self.lines.get())
+            lines = self._take(1.0 if lines else None)  # whoever is muted was so within a second after a line
             ended, lines = None in lines, [line for line in lines if line is not None]
-            if self.dropped:
-                lines.append(f'{{"level":"warning","event":"log lines dropped","number":{self.dropped}}}\n')
-                self.dropped = 0
+            counts = [self.dropped, self.muted]
+            for event, before, now in zip(("log lines dropped", "refusals not logged one by one"), told, counts):
+                if now > before:
+                    lines.append(f'{{"level":"warning","event":"{event}","number":{now - before}}}\n')
+            told = counts
             try:
                 self.file.write("".join(lines))
                 self.file.flush()
             except (OSError, ValueError):
                 return
+
+    def _take(self, patience: float | None) -> list:
+        "The lines that come until a twentieth of a second after the first."
+        try:
+            lines = [self.lines.get(timeout=patience)]
+        except queue.Empty:
+            return []
+        if lines[0] is not None:
+            time.sleep(0.05)
+        while not self.lines.empty():
+            lines.append(self.lines.get())
+        return lines
 
     def close(self):
         "Write what waits."

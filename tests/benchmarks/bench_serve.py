@@ -1,7 +1,7 @@
-"""The server side by side with FastAPI, LitServe, MLServer and BentoML: rate and latency, then overload and a soak of ours.
+"""The server side by side with FastAPI, LitServe, MLServer and BentoML: rate and latency, then a soak, overload and large bodies of ours, with a probe that asks whether the server is alive.
 
 Every server runs the same ONNX file with one onnxruntime thread on the first core; wrk (or, for want of it, the generator of `mlkit bench`) asks from the last core. Each peer lives in an environment of
-its own, made on first use below the temporary folder (or at $MLKIT_BENCH_PEERS); one that cannot be installed is said to be missing. $MLKIT_BENCH_SECONDS is the time of each load (5), $MLKIT_BENCH_SOAK of the soak (30).
+its own, made on first use below the temporary folder (or at $MLKIT_BENCH_PEERS); one that cannot be installed is said to be missing. $MLKIT_BENCH_SECONDS is the time of each load (5), $MLKIT_BENCH_SOAK of the soak and of the overload (30).
 """
 
 import asyncio
@@ -380,15 +380,60 @@ def texts(home: Path) -> list[dict]:
     return rows
 
 
+@contextmanager
+def probed(port: int):
+    "Ask for liveness every 50 ms, each time on a new connection and from a process of its own, as an orchestrator does; the list holds the seconds of each answer once the block ends."
+    program = """
+import http.client, json, sys, threading, time
+ended, seen = threading.Event(), []
+threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+while not ended.wait(0.05):
+    begun, line = time.perf_counter(), http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=10)
+    line.request("GET", "/v2/health/live")
+    seen.append(time.perf_counter() - begun if line.getresponse().status == 200 else 10.0)
+    line.close()
+print(json.dumps(seen))
+"""
+    process, seen = subprocess.Popen(["taskset", "-c", str(CORES[-1]), "python", "-c", program, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True), []
+    try:
+        yield seen
+    finally:
+        seen += json.loads(process.communicate("")[0])
+
+
+def liveness(what: str, seen: list[float]) -> dict:
+    "A row of what a probe saw: its 99th percentile and, where errors stand, the answers over 100 ms."
+    late = sum(s > 0.1 for s in seen)
+    return {"what": f"mlkit: liveness while {what}, {len(seen)} probes, slowest {max(seen) * 1000:.0f} ms", "answers/s": None, "p50 ms": float(np.median(seen)) * 1000, "p99 ms": float(np.quantile(seen, 0.99)) * 1000, "errors": f"{late} over 100 ms" if late else 0, "core µs each": None, "memory MB": None}
+
+
 def overload(home: Path) -> list[dict]:
-    "Twice of what a slow network can answer."
+    "Twice of what a slow network can answer at its best number of clients, which is measured before and after: the machine may have changed meanwhile."
     with serving(home / "slow", options=("--max-wait", "0.2"), core=CORES[0]) as server:
         port, (body, headers) = int(server.url.rsplit(":", 1)[1].strip("/")), as_json("x", np.ones((1, 3), np.float32))
-        peak = load(home, port, "/v2/models/slow/infer", body, headers, server.process.pid, clients=16)
-        request = http_request("/v2/models/slow/infer", body)
-        found = steady(port, request, 2 * peak["answers/s"], 2 * SECONDS, 1000)
-        share = len(found.get(200, ())) / (2 * SECONDS) / peak["answers/s"]
-        return [{"what": "mlkit: a slow network, its peak"} | peak, row_of(f"mlkit: twice of that is asked, goodput {share:.0%} of the peak", found, 2 * SECONDS, memory(server.process.pid))]
+        peaks = {clients: load(home, port, "/v2/models/slow/infer", body, headers, server.process.pid, clients) for clients in (16, 32, 64)}
+        clients = max(peaks, key=lambda n: peaks[n]["answers/s"])
+        with probed(port) as seen:
+            found = steady(port, http_request("/v2/models/slow/infer", body), 2 * peaks[clients]["answers/s"], SOAK, 1000)
+        after = load(home, port, "/v2/models/slow/infer", body, headers, server.process.pid, clients)
+        share = len(found.get(200, ())) / SOAK / (peaks[clients]["answers/s"] + after["answers/s"]) * 2
+        late = sum(int((v > 0.1).sum()) for status, v in found.items() if status == 429)
+        rows = [{"what": f"mlkit: a slow network, its peak {when}"} | peak for when, peak in (("before", peaks[clients]), ("after", after))]
+        rows.insert(1, row_of(f"mlkit: twice of that for {SOAK:g} s, goodput {share:.0%} of the mean peak, {late} refusals later than 100 ms", found, SOAK, memory(server.process.pid)))
+        return [*rows, liveness("twice its peak is asked", seen)]
+
+
+def large(home: Path) -> list[dict]:
+    "Liveness while large bodies come one after the other: as much JSON as may be, and binary."
+    values = np.random.default_rng(2).normal(size=(4096, 100)).astype(np.float32)
+    rows = []
+    with serving(home / "mlp", core=CORES[0]) as server:
+        port = int(server.url.rsplit(":", 1)[1].strip("/"))
+        for what, (body, headers) in (("JSON", as_json("x", values)), ("binary", as_binary("x", values))):
+            with probed(port) as seen:
+                row = load(home, port, "/v2/models/mlp/infer", body, headers, server.process.pid, 4)
+            rows += [{"what": f"mlkit: MLP, 4,096 rows in {len(body) / 1e6:.1f} MB of {what}"} | row, liveness(f"bodies of {len(body) / 1e6:.1f} MB of {what} come", seen)]
+    return rows
 
 
 def main():
@@ -401,7 +446,7 @@ def main():
     if good := [r for r in peers if r["answers/s"]]:
         rate, cheap = rows[0]["answers/s"] / max(r["answers/s"] for r in good), min(r["core µs each"] for r in good) / rows[0]["core µs each"]
         notes = [f"mlkit answers {rate:.1f} times as many as the best peer, and an answer takes {cheap:.1f} times less of a core."]
-    report("One core for the server, one onnxruntime thread, one core for who asks", [*rows, *sketched(home, values), *texts(home), *peers, *overload(home)], notes)
+    report("One core for the server, one onnxruntime thread, one core for who asks", [*rows, *sketched(home, values), *texts(home), *peers, *overload(home), *large(home)], notes)
     shutil.rmtree(home)
 
 
