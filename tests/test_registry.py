@@ -1,12 +1,14 @@
 "Versions never change, aliases move by consent, and whoever writes at once loses nothing."
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 import buckets
 import numpy as np
@@ -17,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mlkit.bundle import Bundle, BundleError, Gates, Manifest, Registry, Tensor, make_keys, package, resolve, sign, verify
 from mlkit.bundle.ledger import append, entries
+from mlkit.core.digest import bytes_digest
 from mlkit.core.errors import MLKitError
 
 FRAME = pl.DataFrame({"x": [1.0, 2.0, 3.0]})
@@ -177,6 +180,33 @@ def test_a_damaged_object_is_never_handed_out(tmp_path):
     with pytest.raises(BundleError, match="damaged"):
         registry.pull("line", 1, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_manifest_in_a_registry_cannot_write_outside_of_the_bundle(tmp_path):
+    registry, made = Registry(tmp_path / "registry"), line(tmp_path / "a")
+    registry.push(made)
+    evil = (made / "bundle.json").read_bytes().replace(b'"model.onnx": {', b'"../../escaped": {')
+    digest = bytes_digest(evil)
+    registry.place.add(f"objects/{digest[:2]}/{digest}", evil)
+    push = {"what": "push", "version": 2, "files": {"bundle.json": digest}, "size": 1, "task": "regression", "metrics": {}, "by": "a stranger"}
+    append(registry.place, "models/line", lambda log: push)
+    with pytest.raises(BundleError, match="not a plain name"):
+        registry.pull("line", 2, tmp_path / "below/out")
+    assert not list(tmp_path.rglob("escaped")) and not (tmp_path / "below").exists()
+
+
+def test_a_version_that_another_process_brings_at_the_same_moment_is_taken(tmp_path, monkeypatch):
+    registry, rename, waiting = Registry(tmp_path / "registry"), os.replace, [True]
+    registry.push(line(tmp_path / "a"))
+
+    def late(source, target):
+        if waiting and Path(source).name.startswith(".line-"):
+            waiting.clear()
+            Registry(tmp_path / "registry").pull("line")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    assert Bundle.load(registry.pull("line")).manifest.name == "line" and not waiting
 
 
 def test_pulling_never_replaces_what_is_no_bundle(tmp_path):
