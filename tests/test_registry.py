@@ -133,6 +133,9 @@ def test_only_what_is_signed_passes_where_a_key_is_asked_for(tmp_path):
     registry, (private, public) = Registry(tmp_path / "registry"), make_keys(tmp_path / "keys")
     registry.push(line(tmp_path / "a"))
     assert "not signed" in str(registry.promote("line", gates=Gates(key=public)))
+    for key in (private, tmp_path, tmp_path / "none.pem"):
+        with pytest.raises(BundleError, match="cannot be used as a public key"):
+            verify(tmp_path / "a", key)
     sign(tmp_path / "a", private)
     assert registry.push(tmp_path / "a") == 2 and registry.promote("line", gates=Gates(key=public)).passed
 
@@ -260,6 +263,10 @@ def test_the_command_line_from_push_to_rollback(tmp_path, monkeypatch):
     assert 'no model "lime"' in mlkit("registry", "promote", "lime", check=2).stderr
     assert "There is no bundle" in mlkit("bundle", "check", "nowhere", check=2).stderr
     assert "nothing to go back to" in mlkit("registry", "rollback", "line", check=2).stderr
+    assert "two slashes" in mlkit("registry", "push", "a", "--registry", "s3:/models", check=2).stderr
+    assert "max_drop is a number" in mlkit("registry", "promote", "line@2", "--max-drop", "nan", check=2).stderr
+    for words in (("bundle", "keys", "test.parquet/below"), ("bundle", "mlflow", "a", "test.parquet/below"), ("registry", "pull", "line", "test.parquet/below"), ("registry", "push", "a", "--registry", "test.parquet")):
+        assert "Not a directory" in mlkit(*words, check=2).stderr
 
 
 def test_mlflow_reads_what_is_exported_for_it(tmp_path):
