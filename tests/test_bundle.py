@@ -1,8 +1,10 @@
 "A bundle is whole, safe and the same everywhere, or it is not loaded."
 import json
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 import numpy as np
 import onnx
 import polars as pl
@@ -85,6 +87,16 @@ def test_any_flipped_byte_is_noticed(folder):
         ({"files": {}}, "not listed"),
         ({"surprise": 1}, "unknown field"),
         ({"schema": True}, "no schema version"),
+        ({"schema": 0}, "no mlkit ever wrote"),
+        ({"tolerance": float("inf")}, "no JSON"),
+        ({"name": "\ud800"}, "no JSON"),
+        ({"labels": [1] * 10}, "a label is a word"),
+        ({"files": {"C:/model.onnx": {}}}, "not a plain name"),
+        ({"files": {"model\0.onnx": {}}}, "not a plain name"),
+        ({"files": {"model.onnx": {}, "Model.onnx": {}}}, "both are one file"),
+        ({"files": {"caf\u00e9": {}, "cafe\u0301": {}}}, "both are one file"),
+        ({"files": {"BUNDLE.json": {}}}, "both are one file"),
+        ({"preprocess": {"image": ImagePreprocess(8, 8, 1).to_dict() | {"fit": "bend"}}}, "does not know"),
         ({"labels": 5}, "labels cannot be 5"),
         ({"tolerance": "much"}, "tolerance cannot be"),
         ({"files": {"model.onnx": [1]}}, 'files says of "model.onnx"'),
@@ -132,6 +144,13 @@ def test_links_and_strangers_are_refused(folder, tmp_path):
     (folder / "model.onnx").unlink()
     (folder / "below").symlink_to(tmp_path)
     with pytest.raises(BundleError, match="is a link"):
+        read_bundle(folder)
+
+
+def test_what_is_neither_file_nor_folder_is_refused_unread(folder):
+    (folder / "model.onnx").unlink()
+    os.mkfifo(folder / "model.onnx")
+    with pytest.raises(BundleError, match="is no file"):
         read_bundle(folder)
 
 
@@ -195,6 +214,29 @@ def test_writing_never_replaces_what_is_no_bundle(tmp_path):
     with pytest.raises(BundleError, match="is no bundle"):
         write_bundle(tmp_path / "mine", manifest(), {})
     assert (tmp_path / "mine/notes.txt").read_text() == "keep"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_what_cannot_take_the_place_of_a_bundle_leaves_it_there(folder, monkeypatch, error):
+    rename, before, waiting = os.replace, (folder / "bundle.json").read_bytes(), [error]
+
+    def dying(source, target):
+        if Path(target) == folder and waiting:
+            raise waiting.pop()
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", dying)
+    with pytest.raises(type(error)):
+        write_bundle(folder, manifest(name="other"), {})
+    assert not waiting and (folder / "bundle.json").read_bytes() == before and os.listdir(folder.parent) == ["model"]
+
+
+def test_a_link_to_a_bundle_is_replaced_and_what_it_led_to_stays(folder):
+    link, before = folder.with_name("newest"), (folder / "bundle.json").read_bytes()
+    link.symlink_to(folder)
+    write_bundle(link, manifest(name="other"), {})
+    assert read_bundle(link)[0].name == "other" and not link.is_symlink()
+    assert (folder / "bundle.json").read_bytes() == before and sorted(os.listdir(folder.parent)) == ["model", "newest"]
 
 
 def test_a_bundle_needs_something_to_prove_itself(tmp_path):

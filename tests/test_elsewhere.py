@@ -47,6 +47,17 @@ def test_a_model_of_keras_answers_the_same_as_a_bundle(tmp_path, backend, kind):
     assert subprocess.check_output([sys.executable, "-c", code, str(tmp_path / "bundle")], text=True).strip() in ("small", "saved")
 
 
+def test_what_keras_cannot_open_is_told_in_a_line(tmp_path):
+    if not find_spec("keras"):
+        pytest.skip("keras is not installed: pip install 'mlkit[keras]'")
+    (tmp_path / "half.keras").write_bytes(b"PK")
+    pl.DataFrame({"x": [[1.0], [2.0]]}).write_parquet(tmp_path / "rows.parquet")
+    for file in ("half.keras", "none.keras"):
+        told = mlkit("bundle", "make", tmp_path / file, tmp_path / "rows.parquet", tmp_path / "made", check=2, timeout=300, env={**os.environ, "KERAS_BACKEND": "torch"}).stderr
+        assert f"Keras cannot open {tmp_path / file}" in told and len(told.splitlines()) == 1
+    assert not (tmp_path / "made").exists()
+
+
 @pytest.mark.parametrize("name", ["light_squeezenet", "light_shufflenet", "light_resnet50", "light_inception_v2"])
 def test_old_files_for_one_image_are_set_free_or_refused(tmp_path, name):
     file = Path(onnx.__file__).parent / f"backend/test/data/light/{name}.onnx"
@@ -93,6 +104,8 @@ def test_the_command_line_packages_what_it_is_given(tmp_path):
     assert "Bundle sure" in mlkit(*given, "--task", "classification", "--probabilities", "--labels", "a,b,c,d").stdout
     assert Bundle.load(tmp_path / "made").predict(rows)["prediction"].to_list() == ["c", "d"]
     assert "4 labels" in mlkit(*given, "--task", "classification", "--labels", "a,b", check=2).stderr
+    assert 'no column "y"' in mlkit(*given[:-1], "y", "--task", "raw", check=2).stderr
+    assert "Not a directory" in mlkit(*given[:4], tmp_path / "sure.onnx/below", "--column", "x", check=2).stderr
     assert "no folder with the config.json" in mlkit("bundle", "make", tmp_path / "none", tmp_path / "rows.parquet", tmp_path / "x", check=2).stderr
     (tmp_path / "config.json").write_text('{"architecture": "resnet18"}')
     assert "are for ONNX and Keras" in mlkit("bundle", "make", tmp_path, tmp_path / "rows.parquet", tmp_path / "x", "--task", "raw", check=2).stderr

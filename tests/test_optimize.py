@@ -14,6 +14,7 @@ from makers import mlkit
 from onnx import TensorProto, helper, numpy_helper
 
 from mlkit.bundle import Bundle, BundleError, Manifest, Tensor, package, read_bundle, write_bundle
+from mlkit.bundle.predict import open_session
 from mlkit.core.errors import MLKitError
 from mlkit.data import ImagePreprocess, load
 from mlkit.optimize import Budget, Retrain, compare, ratios, search, static_int8, time_in_turn, write_variant
@@ -216,6 +217,9 @@ def test_wrong_requests_are_refused_before_any_work(bundle, table, tmp_path):
         ((bundle.folder, table, "--label", "lable"), 'Did you mean "label"'),
         ((bundle.folder, tmp_path / "none.csv"), "no file"),
         ((tmp_path / "none", table), "no bundle"),
+        ((bundle.folder, table, "-o", tmp_path / "mine/notes.txt/below"), "notes.txt is no folder"),
+        ((bundle.folder, table, "--json", tmp_path / "mine"), "is a folder"),
+        ((bundle.folder, table, "--seconds", "nan"), "more than 0 seconds"),
     ]:
         assert told in mlkit("optimize", *words, check=2).stderr
     assert (tmp_path / "mine/notes.txt").read_text() == "keep"
@@ -227,6 +231,19 @@ def test_int8_has_no_doubles_and_keeps_the_types_at_its_borders(bundle):
     onnx.checker.check_model(made)
     assert made.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
     assert made.graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
+
+
+def test_a_table_of_embeddings_is_rounded_as_well():
+    random = np.random.default_rng(0)
+    constants = [numpy_helper.from_array(random.normal(size=shape).astype(np.float32), name) for name, shape in (("table", (2000, 64)), ("weights", (64, 8)))]
+    nodes = [helper.make_node("Gather", ["table", "ids"], ["each"]), helper.make_node("MatMul", ["each", "weights"], ["scores"])]
+    sides = helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", 5]), helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 5, 8])
+    graph = helper.make_graph(nodes, "words", [sides[0]], [sides[1]], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+    ids = random.integers(0, 2000, (16, 5))
+    made = static_int8(model, [{"ids": ids}], "minmax")
+    before, after = (open_session(m).run(None, {"ids": ids})[0] for m in (model, made))
+    assert len(made) < 0.3 * len(model) and np.abs(after - before).max() < 0.05 * np.abs(before).max()
 
 
 @settings(max_examples=30, deadline=None)

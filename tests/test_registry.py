@@ -1,12 +1,14 @@
 "Versions never change, aliases move by consent, and whoever writes at once loses nothing."
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 import buckets
 import numpy as np
@@ -17,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mlkit.bundle import Bundle, BundleError, Gates, Manifest, Registry, Tensor, make_keys, package, resolve, sign, verify
 from mlkit.bundle.ledger import append, entries
+from mlkit.core.digest import bytes_digest
 from mlkit.core.errors import MLKitError
 
 FRAME = pl.DataFrame({"x": [1.0, 2.0, 3.0]})
@@ -130,6 +133,9 @@ def test_only_what_is_signed_passes_where_a_key_is_asked_for(tmp_path):
     registry, (private, public) = Registry(tmp_path / "registry"), make_keys(tmp_path / "keys")
     registry.push(line(tmp_path / "a"))
     assert "not signed" in str(registry.promote("line", gates=Gates(key=public)))
+    for key in (private, tmp_path, tmp_path / "none.pem"):
+        with pytest.raises(BundleError, match="cannot be used as a public key"):
+            verify(tmp_path / "a", key)
     sign(tmp_path / "a", private)
     assert registry.push(tmp_path / "a") == 2 and registry.promote("line", gates=Gates(key=public)).passed
 
@@ -177,6 +183,33 @@ def test_a_damaged_object_is_never_handed_out(tmp_path):
     with pytest.raises(BundleError, match="damaged"):
         registry.pull("line", 1, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_manifest_in_a_registry_cannot_write_outside_of_the_bundle(tmp_path):
+    registry, made = Registry(tmp_path / "registry"), line(tmp_path / "a")
+    registry.push(made)
+    evil = (made / "bundle.json").read_bytes().replace(b'"model.onnx": {', b'"../../escaped": {')
+    digest = bytes_digest(evil)
+    registry.place.add(f"objects/{digest[:2]}/{digest}", evil)
+    push = {"what": "push", "version": 2, "files": {"bundle.json": digest}, "size": 1, "task": "regression", "metrics": {}, "by": "a stranger"}
+    append(registry.place, "models/line", lambda log: push)
+    with pytest.raises(BundleError, match="not a plain name"):
+        registry.pull("line", 2, tmp_path / "below/out")
+    assert not list(tmp_path.rglob("escaped")) and not (tmp_path / "below").exists()
+
+
+def test_a_version_that_another_process_brings_at_the_same_moment_is_taken(tmp_path, monkeypatch):
+    registry, rename, waiting = Registry(tmp_path / "registry"), os.replace, [True]
+    registry.push(line(tmp_path / "a"))
+
+    def late(source, target):
+        if waiting and Path(source).name.startswith(".line-"):
+            waiting.clear()
+            Registry(tmp_path / "registry").pull("line")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    assert Bundle.load(registry.pull("line")).manifest.name == "line" and not waiting
 
 
 def test_pulling_never_replaces_what_is_no_bundle(tmp_path):
@@ -230,6 +263,10 @@ def test_the_command_line_from_push_to_rollback(tmp_path, monkeypatch):
     assert 'no model "lime"' in mlkit("registry", "promote", "lime", check=2).stderr
     assert "There is no bundle" in mlkit("bundle", "check", "nowhere", check=2).stderr
     assert "nothing to go back to" in mlkit("registry", "rollback", "line", check=2).stderr
+    assert "two slashes" in mlkit("registry", "push", "a", "--registry", "s3:/models", check=2).stderr
+    assert "max_drop is a number" in mlkit("registry", "promote", "line@2", "--max-drop", "nan", check=2).stderr
+    for words in (("bundle", "keys", "test.parquet/below"), ("bundle", "mlflow", "a", "test.parquet/below"), ("registry", "pull", "line", "test.parquet/below"), ("registry", "push", "a", "--registry", "test.parquet")):
+        assert "Not a directory" in mlkit(*words, check=2).stderr
 
 
 def test_mlflow_reads_what_is_exported_for_it(tmp_path):

@@ -140,15 +140,23 @@ def _arrays(golden: pl.DataFrame) -> list[np.ndarray]:
     return [a.astype(np.float32) if a.dtype.kind == "f" else a for a in arrays]
 
 
+def _by_keras(what: str, call):
+    "Let Keras or its backend do something. Raises `BundleError` if they cannot, in a line."
+    try:
+        return call()
+    except Exception as error:  # either raises whatever it likes
+        raise BundleError(f"Keras cannot {what}: {' '.join(str(error).split())[:300] or type(error).__name__}") from error
+
+
 def _keras_model(keras, model):
     "Open a saved model: Keras' own format, or TensorFlow's SavedModel with one input. Raises `BundleError`."
     if not isinstance(model, (str, Path)):
         return model
     if not Path(model).is_dir():
-        return keras.saving.load_model(model)
+        return _by_keras(f"open {model}", lambda: keras.saving.load_model(model))
     import tensorflow as tf
 
-    signatures = tf.saved_model.load(str(model)).signatures
+    signatures = _by_keras(f"open {model}", lambda: tf.saved_model.load(str(model))).signatures
     specs = signatures["serving_default"].structured_input_signature[1] if "serving_default" in signatures else {}
     if len(specs) != 1:
         raise BundleError(f"{model}: a SavedModel with one input under serving_default is needed; it has {', '.join(specs) or 'none'}.")
@@ -159,10 +167,11 @@ def _keras_model(keras, model):
 # %% ../../nbs/bundle/10_elsewhere.ipynb #3aa9d0bc
 def _exported(keras, model, arrays: list[np.ndarray]) -> tuple[bytes, list[np.ndarray]]:
     "Export a Keras model as ONNX; returns it with what the model itself answers."
-    answers = model(arrays[0] if len(arrays) == 1 else arrays, training=False)  # which also tells Keras the shapes of a model that was never called
+    given = arrays[0] if len(arrays) == 1 else arrays
+    answers = _by_keras(f'answer the golden rows with "{model.name}"', lambda: model(given, training=False))  # which also tells it the shapes of a model that was never called
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "model.onnx")
-        model.export(str(path), format="onnx", verbose=False)
+        _by_keras(f'export "{model.name}" as ONNX', lambda: model.export(str(path), format="onnx", verbose=False))
         return path.read_bytes(), [keras.ops.convert_to_numpy(a) for a in keras.tree.flatten(answers)]
 
 

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'MANIFEST', 'BASELINE', 'SIGNATURE', 'REFUSED', 'BundleError', 'Tensor', 'Manifest', 'write_bundle',
-           'put_folder', 'read_bundle']
+           'put_folder', 'check_names', 'read_bundle']
 
 # %% ../../nbs/bundle/00_format.ipynb #1a8eee18
 import json
 import os
 import shutil
+import unicodedata
 import uuid
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
@@ -85,12 +87,15 @@ def _parse(data: bytes, where) -> dict:
     "Parse the JSON of a manifest and check its schema version before anything else."
     try:
         found = json.loads(data)
+        json.dumps(found, ensure_ascii=False, allow_nan=False).encode()  # Python reads NaN, and halves of characters, which are no JSON
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{where} is no JSON: {error}") from None
     if not isinstance(found, dict) or type(found.get("schema")) is not int:
         raise BundleError(f"{where} has no schema version: this is no bundle of mlkit.")
     if found["schema"] > SCHEMA:
         raise BundleError(f"{where} has schema {found['schema']}, this mlkit reads up to {SCHEMA}: it was made by a newer mlkit, so upgrade (pip install -U mlkit).")
+    if found["schema"] < 1:
+        raise BundleError(f"{where} has schema {found['schema']}, which no mlkit ever wrote.")
     return found
 
 
@@ -105,6 +110,8 @@ def _check_kinds(found: dict, where):
     for field_name in ("preprocess", "files"):
         if wrong := [key for key, value in found.get(field_name, {}).items() if not isinstance(value, dict)]:
             raise BundleError(f"{where}: {field_name} says of \"{wrong[0]}\" {found[field_name][wrong[0]]!r:.80}, where settings in braces are needed.")
+    if wrong := [label for label in found.get("labels", ()) if not isinstance(label, str)]:
+        raise BundleError(f"{where}: a label is a word, not {wrong[0]!r:.80}.")
 
 
 def _tensor(data, where) -> Tensor:
@@ -121,9 +128,8 @@ def write_bundle(
 ) -> Path:
     "Write a bundle folder at once. Raises `BundleError` if something that is no bundle stands there."
     folder = Path(folder).absolute()
+    check_names(files, folder)
     listed = {name: {"sha256": bytes_digest(data), "size": len(data)} for name, data in files.items()}
-    for name in listed:
-        _check_name(name, folder)
     complete = Manifest(**{f.name: getattr(manifest, f.name) for f in fields(manifest)} | {"files": listed})
     return put_folder(folder, {**files, MANIFEST: complete.to_json()})
 
@@ -146,18 +152,24 @@ def put_folder(
             os.replace(folder, old)
         os.replace(aside, folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        if os.path.lexists(old) and not os.path.lexists(folder):  # the new one could not take the place
+            os.replace(old, folder)
+        for rest in (aside, old):
+            rest.unlink() if rest.is_symlink() else shutil.rmtree(rest, ignore_errors=True)
     return folder
 
 
-def _check_name(name: str, folder):
-    "Refuse names that leave the folder and kinds of file that can run code."
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or name != path.as_posix() or name in (MANIFEST, SIGNATURE):
-        raise BundleError(f"{folder}: the file name {name!r} is not a plain name inside the bundle.")
-    if path.suffix.lower() in REFUSED:
-        raise BundleError(f"{folder}: {name} may hold a program; bundles carry data only (no {path.suffix} files).")
+def check_names(names: Iterable[str], folder):
+    "Refuse names that leave the folder, kinds of file that can run code, and names that are one and the same on some systems."
+    seen = {name: name for name in (MANIFEST, SIGNATURE)}
+    for name in names:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or set("\\:") & set(name) or name != path.as_posix() or name in (MANIFEST, SIGNATURE) or not (path.parts and name.isprintable()):
+            raise BundleError(f"{folder}: the file name {name!r} is not a plain name inside the bundle.")
+        if path.suffix.lower() in REFUSED:
+            raise BundleError(f"{folder}: {name} may hold a program; bundles carry data only (no {path.suffix} files).")
+        if (other := seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)) is not name:
+            raise BundleError(f"{folder}: {name!r} cannot stand beside {other!r}: where case or accents do not count, both are one file.")
 
 # %% ../../nbs/bundle/00_format.ipynb #594951d0
 def read_bundle(folder) -> tuple[Manifest, dict[str, bytes]]:
@@ -167,15 +179,14 @@ def read_bundle(folder) -> tuple[Manifest, dict[str, bytes]]:
     if MANIFEST not in present:
         raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}.")
     manifest = Manifest.from_json((folder / MANIFEST).read_bytes(), where=folder / MANIFEST)
-    for name in manifest.files:
-        _check_name(name, folder)
+    check_names(manifest.files, folder)
     if extra := sorted(present - {MANIFEST, SIGNATURE, *manifest.files}):
         raise BundleError(f"{folder}: {extra[0]} is not listed in {MANIFEST}; a bundle holds nothing else.")
     return manifest, {name: _checked(folder, name, entry) for name, entry in manifest.files.items()}
 
 
 def _present(folder: Path) -> set[str]:
-    "Names of all files below a folder. Raises `BundleError` for links."
+    "Names of all files below a folder. Raises `BundleError` for links and for what is no file, such as a pipe."
     if not folder.is_dir():
         raise BundleError(f"There is no bundle {folder}.")
     present = set()
@@ -183,7 +194,9 @@ def _present(folder: Path) -> set[str]:
         paths = [Path(here, n) for n in folders + names]
         if links := [p for p in paths if p.is_symlink()]:
             raise BundleError(f"{links[0]} is a link; a bundle must hold its files itself.")
-        present |= {p.relative_to(folder).as_posix() for p in paths if not p.is_dir()}
+        if strange := [p for p in paths if not (p.is_file() or p.is_dir())]:
+            raise BundleError(f"{strange[0]} is no file; a bundle holds nothing else.")
+        present |= {p.relative_to(folder).as_posix() for p in paths if p.is_file()}
     return present
 
 
@@ -191,8 +204,10 @@ def _checked(folder: Path, name: str, entry: dict) -> bytes:
     "Read a file of a bundle and compare its digest."
     try:
         data = (folder / name).read_bytes()
-    except OSError:
+    except FileNotFoundError:
         raise BundleError(f"{folder}: {name} is missing.") from None
+    except OSError as error:
+        raise BundleError(f"{folder}: {name} cannot be read: {error.strerror}.") from None
     if bytes_digest(data) != entry.get("sha256"):
         raise BundleError(f"{folder}: {name} is damaged or was changed ({len(data)} bytes, expected {entry.get('size')}); fetch the bundle again.")
     return data

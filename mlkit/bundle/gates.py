@@ -114,6 +114,10 @@ class Gates:
     max_drop: float = 0.0  # how much worse a metric, or the mean error, may be
     key: Path | str | None = None  # a public key: the version must be signed by its owner
 
+    def __post_init__(self):
+        if not 0 <= self.max_drop < math.inf:
+            raise BundleError(f"max_drop is a number of at least 0, not {self.max_drop}.")
+
 
 def check(
     candidate: Path,  # a bundle's folder

@@ -60,6 +60,8 @@ class Folder:
 
 def open_place(where) -> Folder | Bucket:
     "Open a folder, or a bucket by its URL (`s3://`, `gs://`, `az://`). Raises `MLKitError` if it cannot be reached."
+    if str(where).startswith(("s3:", "gs:", "az:")) and "://" not in str(where):
+        raise BundleError(f"{where} is no folder, and a bucket is written with two slashes: {str(where)[:3]}//bucket/path.")
     if "://" not in str(where):
         return Folder(where)
     bucket = Bucket(str(where))

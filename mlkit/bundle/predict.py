@@ -73,6 +73,21 @@ def check_batch_dimension(manifest: Manifest):
         if not tensor.shape or isinstance(tensor.shape[0], int):
             raise BundleError(f"{MODEL} has {tensor}, whose first dimension is not the number of rows: export it with a dynamic first dimension.")
 
+# %% ../../nbs/bundle/04_predict.ipynb #aa3f64ec
+def _outputs(session, manifest: Manifest, arrays: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
+    "Give prepared rows to a network. Raises `BundleError` if it fails on them, or gives another number of answers."
+    if not rows:
+        return nothing(manifest.outputs)
+    names, values = [t.name for t in manifest.outputs], feeds(manifest.inputs, arrays)
+    try:
+        outputs = dict(zip(names, session.run(names, values)))
+    except Exception as error:  # its exceptions have no common base class
+        shapes = ", ".join(f"{k} {list(v.shape)}" for k, v in values.items())
+        raise BundleError(f'the network "{manifest.name}" fails on {shapes}: {error}') from None
+    if wrong := [name for name, found in outputs.items() if found.shape[:1] != (rows,)]:
+        raise BundleError(f'the network "{manifest.name}" gives {wrong[0]} {list(outputs[wrong[0]].shape)} for {rows} rows: one answer a row is needed.')
+    return outputs
+
 # %% ../../nbs/bundle/04_predict.ipynb #1b583b5e
 @dataclass(frozen=True, repr=False)
 class Bundle:
@@ -99,21 +114,7 @@ class Bundle:
 
     def run(self, frame: pl.DataFrame, base: Path | None = None) -> dict[str, np.ndarray]:
         "Prepare the columns of a frame and return the raw outputs of the network, in one batch."
-        return self._run(prepared(frame, self.prepare, base), len(frame))
-
-    def _run(self, arrays: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
-        if not rows:
-            return nothing(self.manifest.outputs)
-        names = [t.name for t in self.manifest.outputs]
-        values = feeds(self.manifest.inputs, arrays)
-        try:
-            outputs = dict(zip(names, self.session.run(names, values)))
-        except Exception as error:  # its exceptions have no common base class
-            shapes = ", ".join(f"{k} {list(v.shape)}" for k, v in values.items())
-            raise BundleError(f'the network "{self.manifest.name}" fails on {shapes}: {error}') from None
-        if wrong := [name for name, found in outputs.items() if found.shape[:1] != (rows,)]:
-            raise BundleError(f'the network "{self.manifest.name}" gives {wrong[0]} {list(outputs[wrong[0]].shape)} for {rows} rows: one answer a row is needed.')
-        return outputs
+        return _outputs(self.session, self.manifest, prepared(frame, self.prepare, base), len(frame))
 
     def predict(self, frame: pl.DataFrame | pl.LazyFrame, batch_size: int = BATCH, base: Path | None = None) -> pl.DataFrame:
         "Answer each row of a frame, in order. Raises `BundleError` for missing columns and unusable values."
@@ -125,7 +126,7 @@ class Bundle:
 
     def _answer(self, frame: pl.DataFrame, base: Path | None) -> pl.DataFrame:
         arrays = prepared(frame, self.prepare, base) if len(frame) else {}
-        return self.task.answer(self.manifest, self._run(arrays, len(frame)), arrays)
+        return self.task.answer(self.manifest, _outputs(self.session, self.manifest, arrays, len(frame)), arrays)
 
     def replay(self, golden: pl.DataFrame) -> float:
         "Answer the golden inputs again; returns the largest relative difference. Raises `BundleError` if it is beyond the tolerance."
@@ -147,10 +148,7 @@ class Bundle:
     def _repr_html_(self) -> str:
         from mlkit.core.display import html_table
 
-        facts = {"task": self.manifest.task, "inputs": ", ".join(map(str, self.manifest.inputs)), "outputs": ", ".join(map(str, self.manifest.outputs))}
-        facts |= {"classes": ", ".join(self.manifest.labels[:12]) + (", ..." if len(self.manifest.labels) > 12 else "")}
-        facts |= self.manifest.metrics | {k: v for k, v in self.manifest.provenance.items() if not isinstance(v, dict)}
-        return str(html_table(list(facts.items()), header=(f"bundle {self.manifest.name}", "")))
+        return str(html_table(list(_facts(self.manifest).items()), header=(f"bundle {self.manifest.name}", "")))
 
 # %% ../../nbs/bundle/04_predict.ipynb #512132e5
 def _golden(contents: dict[str, bytes], folder) -> pl.DataFrame:
@@ -185,6 +183,13 @@ def _needed_columns(frame, manifest: Manifest) -> pl.DataFrame:
         if column not in there:
             raise BundleError(f'The bundle "{manifest.name}" needs a column "{column}".{suggest(column, there)}')
     return frame.select(list(manifest.preprocess)).lazy().collect() if isinstance(frame, pl.LazyFrame) else frame
+
+
+def _facts(manifest: Manifest) -> dict:
+    "What a person wants to know of a bundle."
+    shown = {"task": manifest.task, "inputs": ", ".join(map(str, manifest.inputs)), "outputs": ", ".join(map(str, manifest.outputs))}
+    shown["classes"] = ", ".join(manifest.labels[:12]) + (", ..." if len(manifest.labels) > 12 else "")
+    return shown | manifest.metrics | {k: v for k, v in manifest.provenance.items() if not isinstance(v, dict)}
 
 # %% ../../nbs/bundle/04_predict.ipynb #3556df7d
 def _difference(found: dict[str, np.ndarray], golden: pl.DataFrame) -> float:

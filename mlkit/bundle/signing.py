@@ -52,7 +52,7 @@ def sign(
         signer.set_hashing_config(hashing.Config().set_ignored_paths(paths=[signature], ignore_git_paths=False)).sign(folder, aside)
         os.replace(aside, signature)
     except (OSError, ValueError, TypeError) as error:
-        raise BundleError(f"{folder} cannot be signed with {key}: {error}") from None
+        raise BundleError(f"{folder} cannot be signed with {key}: {getattr(error, 'strerror', None) or error}") from None
     finally:
         aside.unlink(missing_ok=True)
     return signature
@@ -62,15 +62,18 @@ def verify(
     folder,  # a bundle
     key,  # the public key, a PEM file
 ):
-    "See that a bundle is whole and signed by the owner of a key. Raises `BundleError` if it is not."
+    "See that a bundle is whole and signed by the owner of a key. Raises `BundleError` if it is not, or if the key is none."
     hashing, _, verifying = _tools()
+    try:
+        verifier = verifying.Config().use_elliptic_key_verifier(public_key=key)
+    except Exception as error:  # nothing there, or anything but a public key
+        raise BundleError(f"{key} cannot be used as a public key: {getattr(error, 'strerror', None) or error or type(error).__name__}") from None
     read_bundle(folder)
     folder = Path(folder).absolute()
     signature = folder / SIGNATURE
     if not signature.is_file():
         raise BundleError(f"{folder} is not signed: it has no {SIGNATURE}.")
     try:
-        verifier = verifying.Config().use_elliptic_key_verifier(public_key=key)
         verifier.set_hashing_config(hashing.Config().set_ignored_paths(paths=[signature], ignore_git_paths=False)).verify(folder, signature)
     except Exception as error:  # a wrong key, a damaged signature and another content raise things without a common base
-        raise BundleError(f"{folder} was not signed as it is by the owner of {key}: {error or type(error).__name__}") from None
+        raise BundleError(f"{folder} was not signed as it is by the owner of {key}, or {SIGNATURE} is damaged: {error or type(error).__name__}") from None

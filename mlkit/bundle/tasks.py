@@ -150,6 +150,8 @@ def _check_last(manifest: Manifest, task: Task, tensor: Tensor):
     names = manifest.labels if task.last == "labels" else manifest.options.get(task.last) or ()
     if not names or isinstance(tensor.shape[-1], int) and tensor.shape[-1] != len(names):
         raise BundleError(f"{tensor} needs {tensor.shape[-1]} {task.last} in the manifest; there are {len(names)}.")
+    if manifest.task == "classification" and len(names) == 1:
+        raise BundleError(f"{tensor} has one score, whose softmax is always 1: a yes or no is a multilabel of one label, or two classes.")
 
 # %% ../../nbs/bundle/02_tasks.ipynb #5a6118a3
 def nothing(outputs: tuple[Tensor, ...]) -> dict[str, np.ndarray]:

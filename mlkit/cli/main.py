@@ -338,7 +338,8 @@ def main(words: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        full, wrong = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES), (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
+        if error.errno not in (*full, *wrong):
             raise
         print(f"mlkit: {error.strerror}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
-        return 1
+        return 1 if error.errno in full else 2

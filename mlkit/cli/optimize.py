@@ -14,7 +14,7 @@ def _optimize(args) -> int:
     from mlkit.bundle import Bundle, resolve
     from mlkit.optimize import Budget, search
 
-    _check_place(args.output)
+    _check_places(args.output, args.json)
     budget = Budget(args.latency_ms, args.size_mb, args.max_drop)
     bundle = Bundle.load(resolve(args.bundle), args.threads)
     frame, base = _rows(args.data, bundle)
@@ -32,12 +32,17 @@ def _optimize(args) -> int:
     return 0
 
 
-def _check_place(folder: Path | None):
-    "Refuse a place that holds something other than a bundle."
+def _check_places(folder: Path | None, file: Path | None):
+    "Refuse to write a bundle over something else, a file over a folder, and anything below a file."
     from mlkit.core.errors import MLKitError
 
     if folder and folder.exists() and not (folder / "bundle.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise MLKitError(f"{folder} exists and is no bundle; choose another name or remove it.")
+    if file and file.is_dir():
+        raise MLKitError(f"{file} is a folder; the measurements are written to a file.")
+    for place in filter(None, (folder, file)):
+        if not (above := next(p for p in place.absolute().parents if p.exists())).is_dir():
+            raise MLKitError(f"{place} cannot be made: {above} is no folder.")
 
 
 def _rows(source: str, bundle):
@@ -70,7 +75,7 @@ def add_commands(commands):
     command.add_argument("-o", "--output", type=Path, metavar="DIR", help="where the chosen bundle goes; without it nothing is written")
     command.add_argument("--threads", type=_count, default=1, metavar="N", help="of the network; default: 1")
     command.add_argument("--rows", type=_count, default=1, metavar="N", help="in the call that is timed; default: 1")
-    command.add_argument("--seconds", type=float, default=1.0, metavar="X", help="of timing for each candidate; default: 1")
+    command.add_argument("--seconds", type=_seconds, default=1.0, metavar="X", help="of timing for each candidate; default: 1")
     command.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
     command.set_defaults(call=_optimize)
 
@@ -81,3 +86,11 @@ def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'a whole number of at least 1 is needed, not "{text}"')
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    import argparse
+
+    if not (value := float(text)) > 0:
+        raise argparse.ArgumentTypeError(f'more than 0 seconds are needed, not "{text}"')
+    return value

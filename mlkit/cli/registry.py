@@ -35,7 +35,7 @@ def _card(args) -> int:
     print(card(read_bundle(resolve(args.bundle))[0]), end="")
     return 0
 
-
+# %% ../../nbs/cli/05_registry.ipynb #9eefed1d
 def _keys(args) -> int:
     from mlkit.bundle import make_keys
 
@@ -53,7 +53,7 @@ def _sign(args) -> int:
     print(sign(args.bundle, args.key, password))
     return 0
 
-
+# %% ../../nbs/cli/05_registry.ipynb #1293e1e9
 def _mlflow(args) -> int:
     from mlkit.bundle import resolve
     from mlkit.bundle.mlflow import export_mlflow
@@ -65,6 +65,7 @@ def _mlflow(args) -> int:
 def _make(args) -> int:
     from mlkit.core.errors import MLKitError
     from mlkit.data import scan
+    from mlkit.data.tables import require
 
     kind, rows, home = _kind(args.model), scan(args.rows).head(8).collect(), Path(args.rows).absolute()
     said = {"name": args.name} if args.name else {}
@@ -83,7 +84,9 @@ def _make(args) -> int:
         said |= {"task": args.task or "raw", "probabilities": args.probabilities} | ({"output": args.output} if args.output else {})
     said |= {"labels": tuple(args.labels.split(","))} if args.labels else {}
     if args.column:
-        rows = rows.rename({args.column: kind}) if args.column in rows.columns and kind in ("text", "image") else rows.select(args.column.split(","))
+        columns = [args.column] if kind in ("text", "image") else args.column.split(",")
+        rows = require(rows, *columns, where=args.rows).select(columns)
+        rows = rows.rename({args.column: kind}) if kind in ("text", "image") else rows
     print(make(args.folder, args.model, rows, **said))
     return 0
 
@@ -138,7 +141,7 @@ def _show(args) -> int:
         print(text_table([list(row.values()) for row in rows], list(rows[0])))
     return 0
 
-
+# %% ../../nbs/cli/05_registry.ipynb #44813c15
 def _promote(args) -> int:
     from mlkit.bundle import Gates, Registry
 
@@ -154,7 +157,7 @@ def _table(path):
 
     return scan(path).collect()
 
-
+# %% ../../nbs/cli/05_registry.ipynb #74528b9a
 def _rollback(args) -> int:
     from mlkit.bundle import Registry
 
@@ -169,12 +172,6 @@ def _pull(args) -> int:
     return 0
 
 # %% ../../nbs/cli/05_registry.ipynb #653fd7ff
-def add_commands(commands):
-    "Add `bundle` and `registry` to the command line."
-    _add_bundle(commands.add_parser("bundle", help="check, show, sign or convert a packaged model").add_subparsers(required=True, metavar="ACTION"))
-    _add_registry(commands.add_parser("registry", help="versions of packaged models, and which one is in production").add_subparsers(required=True, metavar="ACTION"))
-
-
 def _action(actions, name: str, call, help: str, *words: str):
     action = actions.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
     for word in words:
@@ -208,7 +205,7 @@ def _add_make(make):
     make.add_argument("--output", metavar="NAME", help="the output that the task reads, if the model has several")
     make.add_argument("--probabilities", action="store_true", help="that output holds probabilities, not scores")
 
-
+# %% ../../nbs/cli/05_registry.ipynb #cefe9058
 def _add_registry(actions):
     push = _action(actions, "push", _push, "store a bundle as the next version", "bundle")
     push.add_argument("--name", help="of the model; default: the name in the bundle")
@@ -232,3 +229,9 @@ def _add_registry(actions):
         action.add_argument("--note", default="", help="a word for the log")
     for action in (push, listed, show, promote, rollback, pull):
         action.add_argument("--registry", metavar="PLACE", help="a folder or a bucket; default: $MLKIT_REGISTRY, or registry in the project's store")
+
+# %% ../../nbs/cli/05_registry.ipynb #e8503bf6
+def add_commands(commands):
+    "Add `bundle` and `registry` to the command line."
+    _add_bundle(commands.add_parser("bundle", help="check, show, sign or convert a packaged model").add_subparsers(required=True, metavar="ACTION"))
+    _add_registry(commands.add_parser("registry", help="versions of packaged models, and which one is in production").add_subparsers(required=True, metavar="ACTION"))

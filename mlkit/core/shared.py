@@ -14,6 +14,18 @@ from .digest import bytes_digest
 from .errors import MLKitError
 from .store import Artifact, Store, write_atomic
 
+# %% ../../nbs/core/06_shared.ipynb #4bfea25f
+def _reaching(url: str, call, *words, **more):
+    "Call a function of obstore. Raises `MLKitError` if the store cannot be reached."
+    from obstore.exceptions import BaseError
+
+    try:
+        return call(*words, **more)
+    except BaseError as error:
+        if type(error).__name__ == "AlreadyExistsError":
+            raise
+        raise MLKitError(f"The store {url} cannot be reached: {str(error).splitlines()[0]}") from None
+
 # %% ../../nbs/core/06_shared.ipynb #a692670c
 class Bucket:
     "The objects below a URL. Raises `MLKitError` when it cannot be reached."
@@ -26,14 +38,14 @@ class Bucket:
         self.url = url
         if url.startswith("file://"):
             Path(url.removeprefix("file://")).mkdir(parents=True, exist_ok=True)
-        self._objects = self._reaching(from_url, url)
+        self._objects = _reaching(self.url, from_url, url)
 
     def get(self, name: str) -> bytes | None:
         "Return the object of that name, or None."
         from obstore import get
 
         try:
-            return self._reaching(lambda: get(self._objects, name).bytes().to_bytes())
+            return _reaching(self.url, lambda: get(self._objects, name).bytes().to_bytes())
         except FileNotFoundError:
             return None
 
@@ -42,7 +54,7 @@ class Bucket:
         from obstore import list_with_delimiter
 
         try:
-            self._reaching(list_with_delimiter, self._objects)
+            _reaching(self.url, list_with_delimiter, self._objects)
         except FileNotFoundError:
             raise MLKitError(f"The store {self.url} cannot be reached: there is no such bucket.") from None
 
@@ -52,7 +64,7 @@ class Bucket:
         from obstore.exceptions import AlreadyExistsError
 
         try:
-            self._reaching(put, self._objects, name, content, mode="create")
+            _reaching(self.url, put, self._objects, name, content, mode="create")
         except AlreadyExistsError:
             return False
         return True
@@ -65,18 +77,8 @@ class Bucket:
         "List the names of all objects below a prefix, in order."
         from obstore import list as listing
 
-        found = self._reaching(lambda: listing(self._objects, prefix, offset=after).collect())
+        found = _reaching(self.url, lambda: listing(self._objects, prefix, offset=after).collect())
         return sorted(o["path"] for o in found if o["path"] > (after or ""))  # not every store knows how to begin in the middle
-
-    def _reaching(self, call, *words, **more):
-        from obstore.exceptions import BaseError
-
-        try:
-            return call(*words, **more)
-        except BaseError as error:
-            if type(error).__name__ == "AlreadyExistsError":
-                raise
-            raise MLKitError(f"The store {self.url} cannot be reached: {str(error).splitlines()[0]}") from None
 
 # %% ../../nbs/core/06_shared.ipynb #14b503fa
 class SharedStore(Store):

@@ -153,7 +153,9 @@ class ImagePreprocess:
 
     @classmethod
     def from_dict(cls, data: dict) -> "ImagePreprocess":
-        "Make it from JSON data."
+        "Make it from JSON data. Raises `TypeError` or `ValueError` for settings that are unknown."
+        if data.get("fit", "crop") not in ("crop", "stretch"):
+            raise ValueError(f"an image is fitted by crop or stretch, not {data['fit']!r}")
         return cls(**{k: v for k, v in data.items() if k != "kind"})
 
     @classmethod

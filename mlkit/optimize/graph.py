@@ -6,6 +6,8 @@
 __all__ = ['FUSED', 'fused_operators', 'fuse_transformer']
 
 # %% ../../nbs/optimize/02_graph.ipynb #4e5b7096
+import contextlib
+import io
 import logging
 import tempfile
 from pathlib import Path
@@ -52,7 +54,8 @@ def fuse_transformer(
     try:
         for way in (_with_onnxscript, _with_onnxruntime):
             try:
-                made = way(model)
+                with contextlib.redirect_stdout(io.StringIO()):
+                    made = way(model)
                 found[fused_operators(made)] = made
             except Exception as error:  # either may stumble over a graph that it doesn't know; then the other one counts
                 logging.getLogger(__name__).debug("%s: %s", way.__name__, error)

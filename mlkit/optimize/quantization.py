@@ -150,6 +150,31 @@ CALIBRATIONS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percent
 _FLOAT = {"LayerNormalization", "InstanceNormalization", "BatchNormalization", "Where", "TopK", "CumSum", "Softmax"}
 
 
+def _inner_nodes(path: Path) -> tuple[set[str], set[str]]:
+    "Name the nodes of a simplified network; return the kinds of those with weights on both sides, and the names of all others."
+    import onnx
+
+    proto = onnx.load(path)
+    nodes = list(proto.graph.node)  # each after those that it reads
+    for i, node in enumerate(nodes):
+        node.name = f"{i}:{node.op_type}"
+    onnx.save(proto, path)
+    tables = {t.name for t in proto.graph.initializer if len(t.dims) > 1}
+    weighty = {n.name for n in nodes if n.op_type in _INTEGER or n.op_type == "Gather" and n.input[0] in tables}  # a product or an embedding
+    inner = _reached(nodes, weighty, "input", "output") & _reached(nodes[::-1], weighty, "output", "input")
+    return {n.op_type for n in nodes if n.name in inner}, {n.name for n in nodes} - inner
+
+
+def _reached(nodes: list, start: set[str], near: str, far: str) -> set[str]:
+    "The names of the nodes to start from and of all that a path leads to from one."
+    tensors, names = set(), set()
+    for node in nodes:
+        if node.name in start or tensors.intersection(filter(None, getattr(node, near))):
+            names.add(node.name)
+            tensors.update(getattr(node, far))
+    return names
+
+
 def static_int8(
     model: bytes,  # a float ONNX file
     feeds: Sequence[dict[str, np.ndarray]],  # batches of real inputs
@@ -164,8 +189,9 @@ def static_int8(
     cpu = cpu_features()
     activations = QuantType.QInt8 if cpu["machine"].lower() in ("arm64", "aarch64") else QuantType.QUInt8
     with _workshop(model) as (simple, made):
+        kinds, others = _inner_nodes(simple)  # both are said, for onnxruntime calibrates by kind alone
         quantize_static(
-            simple, made, _reader(feeds), QuantFormat.QDQ, sorted(set(QDQRegistry) - _FLOAT),
+            simple, made, _reader(feeds), QuantFormat.QDQ, sorted(kinds & set(QDQRegistry) - _FLOAT), nodes_to_exclude=sorted(others),
             per_channel=True, reduce_range=saturates(cpu) if reduce_range is None else reduce_range,
             activation_type=activations, weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod[CALIBRATIONS[calibration]], extra_options={"CalibStridedMinMax": 1},
@@ -205,6 +231,10 @@ def nncf_int8(
 
     said = AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE if saturates(cpu_features()) else OverflowFix.DISABLE)
     kind = nncf.ModelType.TRANSFORMER if "Softmax" in operators(model) else None
-    with contextlib.redirect_stdout(io.StringIO()):
-        made = nncf.quantize(onnx.load_from_string(model), nncf.Dataset(feeds), subset_size=len(feeds), model_type=kind, advanced_parameters=said)
+    with _workshop(model) as (simple, _):
+        left = nncf.IgnoredScope(names=sorted(_inner_nodes(simple)[1]), validate=False)
+        made = nncf.quantize(
+            onnx.load(simple), nncf.Dataset(feeds), preset=nncf.QuantizationPreset.MIXED,  # activations need not be as far below 0 as above
+            subset_size=len(feeds), model_type=kind, ignored_scope=left, advanced_parameters=said,
+        )  # fmt: skip
     return made.SerializeToString(deterministic=True)

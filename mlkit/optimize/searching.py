@@ -296,7 +296,7 @@ class Search:
     def _repr_html_(self) -> str:
         return f"{html_table(shown_rows(self.table), header=_HEADER, align='lrrrrll')}<p>{_closing(self)}</p>"
 
-
+# %% ../../nbs/optimize/06_search.ipynb #12ea624f
 def _closing(found: Search) -> str:
     "Say in a sentence what was found, and where."
     machine = found.machine
@@ -372,6 +372,49 @@ def trainings(retrain: Retrain, trials: list[Trial]) -> dict[str, Callable]:  # 
         wanted["trained for int8"] = lambda: fit_for_int8(model, data, **training).model
     return wanted
 
+# %% ../../nbs/optimize/06_search.ipynb #a479d47e
+def _say(text: str):
+    print(f"mlkit optimize: {text}", file=sys.stderr)
+
+
+def _made(start: Candidate, recipes, feeds, say) -> tuple[list[Candidate], list[Trial]]:
+    "Follow recipes; those that cannot be followed become refused trials."
+    made, impossible = [], []
+    for recipe in recipes:
+        name = ", ".join((*start.steps, *recipe))
+        say(name)
+        try:
+            made.append(follow(start, recipe, feeds))
+        except OptimizeError as error:
+            impossible.append(Trial(name, None, refused=(f"not possible: {error}",)))
+    return made, impossible
+
+# %% ../../nbs/optimize/06_search.ipynb #107253a0
+def _retrained_trials(bench: Bench, start: Candidate, trials: list[Trial], retrain: Retrain, say) -> tuple[list[Trial], list[Trial]]:
+    "Measure trained candidates, as they are and quantized; what cannot be trained becomes a refused trial."
+    best = choose([t for t in trials if "int8" in t.name]) or lossy(trials)
+    candidates, impossible = [], []
+    for step, train in trainings(retrain, trials).items():
+        say(step)
+        try:
+            candidate = _exported(train(), retrain, step)
+        except OptimizeError as error:
+            impossible.append(Trial(step, None, refused=(f"not possible: {error}",)))
+            continue
+        made, failed = _made(candidate, [best.candidate.steps] if best else [], bench.calibration, say)
+        candidates, impossible = [*candidates, candidate, *made], impossible + failed
+    return attempt(bench, [start, *candidates])[1:], impossible
+
+# %% ../../nbs/optimize/06_search.ipynb #54c364f3
+def _check_labels(bundle: Bundle, judged: pl.DataFrame, label: str | None):
+    "See that the truth speaks of the same classes as the bundle."
+    if label is None or bundle.manifest.task != "classification":
+        return
+    there = set(judged[label].cast(pl.String).unique())
+    if not there & set(bundle.manifest.labels):
+        seen, known = ", ".join(sorted(there)[:5]), ", ".join(bundle.manifest.labels[:5])
+        raise OptimizeError(f'none of the classes in "{label}" ({seen}, ...) is one of the bundle\'s ({known}, ...).')
+
 # %% ../../nbs/optimize/06_search.ipynb #2a9ad6b0
 def search(
     bundle,  # a bundle or its folder
@@ -404,46 +447,3 @@ def search(
         trials, impossible = trials + more, impossible + failed
     machine = cpu_features() | {"threads": threads, "rows": rows, "judged": len(judged)}
     return Search(bundle.folder, budget, tuple(trials + impossible), choose(trials), machine)
-
-
-def _say(text: str):
-    print(f"mlkit optimize: {text}", file=sys.stderr)
-
-
-def _made(start: Candidate, recipes, feeds, say) -> tuple[list[Candidate], list[Trial]]:
-    "Follow recipes; those that cannot be followed become refused trials."
-    made, impossible = [], []
-    for recipe in recipes:
-        name = ", ".join((*start.steps, *recipe))
-        say(name)
-        try:
-            made.append(follow(start, recipe, feeds))
-        except OptimizeError as error:
-            impossible.append(Trial(name, None, refused=(f"not possible: {error}",)))
-    return made, impossible
-
-
-def _retrained_trials(bench: Bench, start: Candidate, trials: list[Trial], retrain: Retrain, say) -> tuple[list[Trial], list[Trial]]:
-    "Measure trained candidates, as they are and quantized; what cannot be trained becomes a refused trial."
-    best = choose([t for t in trials if "int8" in t.name]) or lossy(trials)
-    candidates, impossible = [], []
-    for step, train in trainings(retrain, trials).items():
-        say(step)
-        try:
-            candidate = _exported(train(), retrain, step)
-        except OptimizeError as error:
-            impossible.append(Trial(step, None, refused=(f"not possible: {error}",)))
-            continue
-        made, failed = _made(candidate, [best.candidate.steps] if best else [], bench.calibration, say)
-        candidates, impossible = [*candidates, candidate, *made], impossible + failed
-    return attempt(bench, [start, *candidates])[1:], impossible
-
-
-def _check_labels(bundle: Bundle, judged: pl.DataFrame, label: str | None):
-    "See that the truth speaks of the same classes as the bundle."
-    if label is None or bundle.manifest.task != "classification":
-        return
-    there = set(judged[label].cast(pl.String).unique())
-    if not there & set(bundle.manifest.labels):
-        seen, known = ", ".join(sorted(there)[:5]), ", ".join(bundle.manifest.labels[:5])
-        raise OptimizeError(f'none of the classes in "{label}" ({seen}, ...) is one of the bundle\'s ({known}, ...).')

@@ -130,7 +130,7 @@ def text() -> list[dict]:
     from mlkit.train import fit
 
     table = load("sst2")
-    table = pl.concat([table.filter(split="train").sample(2_000, seed=0), table.filter(pl.col("split") != "train")])
+    table = pl.concat([table.filter(split="train").sample(1_000, seed=0), table.filter(pl.col("split") != "train")])
     column = next(c for c in ("text", "sentence") if c in table.columns)
     table = hold_out(table, column, seed=0).rename({column: "text"}, strict=False)
     data = TextData(table, length=128, batch_size=32)
