@@ -49,7 +49,7 @@ RECIPES = {
         "small_resnet",
         data={"batch_size": 128, "augment": Augment(rotate=0, zoom=0, shift=0.07, flip=True)},
         model={"width": 24, "lr": 1e-2, "label_smoothing": 0.1, "optimizer": "muon"},
-        fit={"epochs": 10, "average": 0.995},
+        fit={"epochs": 12, "average": 0.995},
     ),
     "frozen": Recipe(
         "a small set of photos: a new head on a pretrained body that stays as it is",
@@ -61,7 +61,7 @@ RECIPES = {
     "finetune": Recipe(
         "photos, when there is time: a pretrained network whose first layers learn slowest",
         "tf_efficientnet_lite0",
-        data={"size": 160, "batch_size": 32, "augment": Augment(rotate=5, zoom=0.1, shift=0.05, flip=True, erase=0.2), "grow": 0.7},
+        data={"size": 160, "batch_size": 32, "augment": Augment(rotate=5, zoom=0.1, shift=0.05, flip=True, erase=0.2)},
         model={"weights": "efficientnet-lite0", "layer_decay": 0.8, "lr": 2e-3, "schedule": "cosine"},
         fit={"epochs": 8, "average": 0.99, "clip": 1.0},
     ),
