@@ -133,7 +133,7 @@ def _resized(image, height: int, width: int, fit: str):
         box = (left, top, left + width * scale, top + height * scale)
     return image.resize((width, height), Image.Resampling.BILINEAR, box)
 
-# %% ../../nbs/data/03_images.ipynb #c1a63bd5
+# %% ../../nbs/data/03_images.ipynb #9f5c3d01
 def _in_threads(function, values: Sequence) -> list:
     "Call a function with each number and value, in as many threads as there are cores: Pillow decodes outside of Python's lock."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -142,7 +142,7 @@ def _in_threads(function, values: Sequence) -> list:
     with ThreadPoolExecutor(min(8, cores)) as pool:
         return list(pool.map(function, range(len(values)), values))
 
-
+# %% ../../nbs/data/03_images.ipynb #c1a63bd5
 @dataclass(frozen=True)
 class ImagePreprocess:
     "Turn paths, bytes or arrays into a batch of bytes (rows, channels, height, width)."
