@@ -1,7 +1,10 @@
 "Tables, splits, sources and images keep their promises."
 import io
+import os
+import struct
 import subprocess
 import sys
+import zlib
 from datetime import UTC, datetime, timedelta
 import buckets
 import dataframely as dy
@@ -232,6 +235,24 @@ def test_a_strict_contract_says_what_is_wrong_and_keeps_the_rows(tmp_path):
     assert pl.read_parquet(tmp_path / "bad.parquet")["name"].to_list() == ["ada"]
 
 
+def bomb(width: int, height: int) -> bytes:
+    "A PNG of a few bytes that says it is large."
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of POSIX systems")
+def test_what_is_no_image_is_refused_in_words_and_never_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for value, words in (
+        (bomb(60_000, 60_000), "an image has more than 100,000,000 pixels"), (bomb(12_000, 10_000), "12000 x 10000 pixels are more than 100,000,000"),
+        (str(tmp_path / "pipe.png"), "there is no file"), (tmp_path, "there is no file"), (5, "not 5"), (None, "a null"), (b"", "0 bytes: no image"),
+    ):  # fmt: skip
+        with pytest.raises(ImageError, match=words):
+            decode(value)
+
+
 @pytest.fixture(params=["s3", "gs", "az"])
 def cloud(request, tmp_path):
     "A bucket of an emulated cloud: what its addresses begin with, and how to put something there."
@@ -282,6 +303,7 @@ def test_what_cannot_be_read_in_a_bucket_is_named_before_any_query_runs(cloud):
 
 DENIED = """
 import sys
+import zlib
 from mlkit.data.tables import TableError, scan
 try:
     scan(sys.argv[1])

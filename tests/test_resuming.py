@@ -11,7 +11,7 @@ import pytest
 import pytorch_lightning as lightning
 import torch
 
-from mlkit.train import TrainError, fit, weights_digest
+from mlkit.train import TrainError, fit, log_loss, weights_digest
 
 processes = multiprocessing.get_context("forkserver")  # not fork: a process that has trained cannot be forked into one that trains
 processes.set_forkserver_preload(["pytorch_lightning", "mlkit.train.fitting"])
@@ -52,7 +52,8 @@ class Model(lightning.LightningModule):
     def training_step(self, batch, index):
         time.sleep(self.pause)
         loss = torch.nn.functional.mse_loss(self.body(batch[0]), batch[1])
-        self.log("train_loss", loss, on_step=False, on_epoch=True)
+        log_loss(self, loss, len(batch[0]))
+        self.log("train_error", loss, on_step=False, on_epoch=True)
         return loss
 
     def validation_step(self, batch, index):

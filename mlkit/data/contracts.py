@@ -92,7 +92,7 @@ def check(
     cast: bool = True,  # turn columns into the contract's types; what cannot be turned is bad
 ) -> Checked:
     "Check each row of a table against a contract. Raises `ContractError` if a column is missing or, if `strict`, for bad rows."
-    if not hasattr(contract, "column_names"):
+    if not (isinstance(contract, type) and hasattr(contract, "column_names")):
         raise ContractError(f"a contract is a class of dataframely.Schema, not {contract!r}.")
     require(frame, *contract.column_names(), *(refers or {}), where=f"the table for {contract.__name__}")
     frame = frame.lazy().drop(ROW, RULES, strict=False).collect()  # they are there if mended rows come back
@@ -116,5 +116,10 @@ def _set_aside(bad: pl.DataFrame, path: Path):
     writers = {".parquet": flat.write_parquet, ".csv": flat.write_csv, ".jsonl": flat.write_ndjson}
     if path.suffix not in writers:
         raise ContractError(f"{path}: bad rows are written to {', '.join(writers)}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writers[path.suffix](path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writers[path.suffix](path)
+    except pl.exceptions.ComputeError:
+        raise ContractError(f"{path}: a CSV cannot hold lists or records, which these rows have: write bad rows to .parquet or .jsonl.") from None
+    except OSError as error:
+        raise ContractError(f"{path}: bad rows cannot be written there ({error.strerror or error}).") from None

@@ -34,12 +34,16 @@ def _open(value, base: Path | None = None):
         return Image.fromarray(np.ascontiguousarray(_squeezed(value)))
     if value is None:
         raise ImageError("there is no image (a null)")
-    named = isinstance(value, str)
+    if not isinstance(value, (str, os.PathLike, bytes, bytearray, memoryview)):
+        raise ImageError(f"an image is a path, bytes or an array, not {value!r}")
+    named = isinstance(value, (str, os.PathLike))
+    if named and not Path(base or "", value).is_file():  # a pipe would be waited for
+        raise ImageError(f"there is no file {value}")
     try:
         image = Image.open(Path(base or "", value) if named else io.BytesIO(value))
-    except FileNotFoundError:
-        raise ImageError(f"there is no file {value}") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except Image.DecompressionBombError:  # Pillow's own bound
+        raise ImageError(f"{value if named else 'an image'} has more than {MAX_PIXELS:,} pixels (mlkit.data.images.MAX_PIXELS)") from None
+    except (OSError, ValueError, SyntaxError):
         raise ImageError(f"{value if named else f'{len(value)} bytes'}: no image that can be read") from None
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,} (mlkit.data.images.MAX_PIXELS)")
@@ -61,7 +65,8 @@ def _plain(image, channels: int):
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I") or image.mode == "F":
         pixels = np.asarray(image, np.float64)
-        image = Image.fromarray((pixels / (257 if pixels.max() > 255 else 1)).clip(0, 255).round().astype(np.uint8))
+        deep = image.mode.startswith("I;16") or pixels.max() > 255  # a dark photo of 16 bits is still one
+        image = Image.fromarray((pixels / (257 if deep else 1)).clip(0, 255).round().astype(np.uint8))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -104,7 +109,7 @@ def image_bytes(value, base: Path | None = None) -> bytes:
     "Get the bytes of an image file from a path, bytes or an array; files are passed on as they are."
     if isinstance(value, np.ndarray):
         return encode_png(value)
-    return Path(base or "", value).read_bytes() if isinstance(value, str) else value
+    return Path(base or "", value).read_bytes() if isinstance(value, (str, os.PathLike)) else value
 
 # %% ../../nbs/data/03_images.ipynb #e58b03c9
 def resize(pixels: np.ndarray, height: int, width: int, fit: str) -> np.ndarray:
@@ -128,7 +133,7 @@ def _resized(image, height: int, width: int, fit: str):
         box = (left, top, left + width * scale, top + height * scale)
     return image.resize((width, height), Image.Resampling.BILINEAR, box)
 
-# %% ../../nbs/data/03_images.ipynb #c1a63bd5
+# %% ../../nbs/data/03_images.ipynb #9f5c3d01
 def _in_threads(function, values: Sequence) -> list:
     "Call a function with each number and value, in as many threads as there are cores: Pillow decodes outside of Python's lock."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -137,7 +142,7 @@ def _in_threads(function, values: Sequence) -> list:
     with ThreadPoolExecutor(min(8, cores)) as pool:
         return list(pool.map(function, range(len(values)), values))
 
-
+# %% ../../nbs/data/03_images.ipynb #c1a63bd5
 @dataclass(frozen=True)
 class ImagePreprocess:
     "Turn paths, bytes or arrays into a batch of bytes (rows, channels, height, width)."

@@ -222,6 +222,8 @@ def make_panel(
         raise SeriesError(f"series are laid out from a polars frame, not from {type(frame).__name__}: use pl.from_pandas or pl.DataFrame.")
     targets = [target] if isinstance(target, str) else list(target)
     wide = not isinstance(target, str)
+    if not targets:
+        raise SeriesError("no column is named as target.")
     wanted = list(dict.fromkeys([*targets, time, *([series] if series else []), *covariates, *statics]))
     table = require(frame, *wanted).lazy().select(wanted).collect()
     _check_columns(table, [*targets, *covariates], time, series)

@@ -43,7 +43,7 @@ def fraction_of(key: bytes | str, seed: int = 0) -> float:
 def _bounds(fractions: dict[str, float] | None) -> tuple[list[str], np.ndarray]:
     "Turn fractions into names and upper bounds; the last is beyond 1 whatever rounding does."
     fractions = FRACTIONS if fractions is None else fractions
-    if not fractions or any(f < 0 for f in fractions.values()) or not math.isclose(sum(fractions.values()), 1, abs_tol=1e-9):
+    if not fractions or not all(isinstance(f, (int, float)) and f >= 0 for f in fractions.values()) or not math.isclose(sum(fractions.values()), 1, abs_tol=1e-9):
         raise SplitError(f"the fractions of a split must be positive and add up to 1, not {fractions}.")
     names = [name for name, fraction in fractions.items() if fraction]
     return names, np.append(np.cumsum([fractions[name] for name in names])[:-1], np.inf)

@@ -151,6 +151,8 @@ def scan(
 # %% ../../nbs/data/00_tables.ipynb #986158ad
 def require(frame, *columns: str, where: str = "the table"):
     "Return `frame` if it has these columns. Raises `TableError` with a suggestion otherwise."
+    if not isinstance(frame, (pl.DataFrame, pl.LazyFrame)):
+        raise TableError(f"{where} is to be a polars frame, not {type(frame).__name__}: use pl.from_pandas or pl.DataFrame.")
     names = frame.collect_schema().names()
     for column in columns:
         if column not in names:

@@ -24,6 +24,7 @@ from .networks import MarkingNetwork, TextNetwork, add_lora, check_fit, freeze, 
 from .spans import NLPError, evaluate_spans
 from ..train.basics import class_weights
 from ..train.evaluation import evaluate
+from ..train.history import log_loss
 from ..train.outcomes import evaluate_numbers, evaluate_tags
 from ..train.schedules import make_optimizer
 
@@ -76,7 +77,7 @@ class TextModel(LightningModule):
     def training_step(self, batch, index):
         inputs, targets = batch
         loss = self.loss(self(**inputs), targets, self.label_smoothing)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(targets))
+        log_loss(self, loss, len(targets))
         return loss
 
     def validation_step(self, batch, index):

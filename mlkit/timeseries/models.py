@@ -23,6 +23,7 @@ from .conformal import LEVELS, check_levels, conformal_offsets
 from .data import Frame, SeriesData
 from .evaluation import ForecastEvaluation, evaluate_forecasts
 from .networks import fill, has_gaps, make_network
+from ..train.history import log_loss
 from ..train.schedules import adamw, decay_groups
 
 with warnings.catch_warnings():
@@ -131,7 +132,7 @@ class Forecaster(LightningModule):
 
     def training_step(self, batch, index):
         loss = window_loss(self.network(batch["history"], *self._inputs(batch)), batch, self.loss, self.quantiles)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["target"]))
+        log_loss(self, loss, len(batch["target"]))
         return loss
 
     def validation_step(self, batch, index):

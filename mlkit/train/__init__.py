@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mlkit.train.comparison import Comparison, bootstrap, compare, mcnemar, slices  # noqa: F401
     from mlkit.train.evaluation import Evaluation, evaluate, wilson  # noqa: F401
     from mlkit.train.fitting import Fit, fit, watched  # noqa: F401
-    from mlkit.train.history import plot_history, plot_steps  # noqa: F401
+    from mlkit.train.history import log_loss, plot_history, plot_steps  # noqa: F401
     from mlkit.train.muon import Muon  # noqa: F401
     from mlkit.train.outcomes import NumberEvaluation, TagEvaluation, evaluate_numbers, evaluate_tags  # noqa: F401
     from mlkit.train.schedules import Rates, find_rate, make_optimizer, make_schedule  # noqa: F401
@@ -31,7 +31,7 @@ __getattr__, __dir__ = front_door(__name__, {
     "comparison": ("Comparison", "bootstrap", "compare", "mcnemar", "slices"),
     "evaluation": ("Evaluation", "evaluate", "wilson"),
     "fitting": ("Fit", "fit", "watched"),
-    "history": ("plot_history", "plot_steps"),
+    "history": ("log_loss", "plot_history", "plot_steps"),
     "muon": ("Muon",),
     "outcomes": ("NumberEvaluation", "TagEvaluation", "evaluate_numbers", "evaluate_tags"),
     "schedules": ("Rates", "find_rate", "make_optimizer", "make_schedule"),

@@ -77,9 +77,12 @@ def compare(
 
 def paired_p(differences: np.ndarray, draws: int = 2000, seed: int = 0) -> float:
     "Test whether paired differences are centred on nothing, by turning their signs at random."
-    rng, n = np.random.default_rng(seed), len(differences)
-    signs = rng.integers(0, 2, (draws, n), dtype=np.int8) * 2.0 - 1
-    return float((1 + (np.abs(signs @ differences) >= abs(differences.sum()) - 1e-12).sum()) / (draws + 1))
+    rng, n, reached = np.random.default_rng(seed), len(differences), 0
+    together = max(1, 2_000_000 // n)  # all draws of 100,000 rows at once would take gigabytes
+    for first in range(0, draws, together):
+        signs = rng.integers(0, 2, (min(together, draws - first), n), dtype=np.int8) * 2.0 - 1
+        reached += int((np.abs(signs @ differences) >= abs(differences.sum()) - 1e-12).sum())
+    return (1 + reached) / (draws + 1)
 
 # %% ../../nbs/train/08_comparison.ipynb #eb330240
 def slices(

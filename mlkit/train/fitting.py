@@ -17,7 +17,7 @@ from typing import Any, Literal
 import polars as pl
 from ..core.display import duration, html_table, size
 from .basics import TrainError, choose_precision, draw, quiet, use_threads, weights_digest  # noqa: F401
-from .history import History, Progress, keep_history, plot_history, plot_steps, resources
+from .history import History, Progress, keep_history, keep_mean, plot_history, plot_steps, resources
 from .resuming import check_place, keep_place
 from .trackers import end_tracker, make_tracker, redact
 
@@ -101,7 +101,7 @@ def _callbacks(folder: Path, monitor: str, mode: str, patience: int | None, aver
 
     best = ModelCheckpoint(folder, filename="best", monitor=monitor, mode=mode, enable_version_counter=False, save_weights_only=average is None)
     stop = [EarlyStopping(monitor, patience=patience, mode=mode)] if patience is not None else []
-    return [*([average_weights(average)] if average is not None else []), *theirs, *_watchers.get(), *stop, best, *ours]
+    return [keep_mean(), *([average_weights(average)] if average is not None else []), *theirs, *_watchers.get(), *stop, best, *ours]
 
 
 def _trainer(folder: Path, epochs: int, logger, callbacks: list, options: dict):
@@ -149,7 +149,7 @@ def _kept(folder: Path, model, history: list[dict], monitor: str) -> dict:
 
 # %% ../../nbs/train/00_fit.ipynb #d14596b0
 def fit(
-    model,  # a LightningModule that logs train_loss and validation_loss
+    model,  # a LightningModule that logs train_loss (with `log_loss`, or Lightning's log) and validation_loss
     data,  # a LightningDataModule
     epochs: int = 5,  # passes over the training split
     seed: int = 42,

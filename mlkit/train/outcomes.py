@@ -71,7 +71,7 @@ class NumberEvaluation:
     def _repr_html_(self) -> str:
         return f"<p><b>{self!r}</b></p>{html_table([(k, *v) for k, v in self.intervals.items()], header=['metric', 'value', 'low', 'high'])}"
 
-
+# %% ../../nbs/train/09_outcomes.ipynb #8e4b2c01
 def evaluate_numbers(predictions: pl.DataFrame) -> NumberEvaluation:
     "Judge a regression. Raises `TrainError` for an empty table and for labels or predictions that are not finite numbers."
     require(predictions, "label", "prediction", where="the table of predictions")
@@ -144,7 +144,7 @@ class TagEvaluation:
         table = self.per_class.with_columns(pl.selectors.float().round(4))
         return f"<p><b>{self!r}</b></p>{html_table(table.rows(), header=table.columns)}"
 
-
+# %% ../../nbs/train/09_outcomes.ipynb #8e4b2c02
 def _marks(column: pl.Series, labels: tuple[str, ...]) -> np.ndarray:
     "Turn lists of tags into a table of marks."
     where, marks = {label: i for i, label in enumerate(labels)}, np.zeros((len(column), len(labels)), bool)

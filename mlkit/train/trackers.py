@@ -20,7 +20,8 @@ from .basics import TrainError
 TRACKERS = ("wandb", "file")
 
 # %% ../../nbs/train/03_trackers.ipynb #f490deaf
-_TELLING = re.compile(r"(secret|password|passwd|(?:^|_)token$|api_?key|access_?key|private_?key|credential|authorization)", re.IGNORECASE)
+_TELLING = re.compile(r"(secret|password|passwd|passphrase|(?:^|[_-])token$|(?:api|access|private|account)[_-]?key|credential|authorization)", re.IGNORECASE)
+_IN_URLS = (re.compile(r"(?<=://)([^/\s:@]*:)[^/\s@]+(?=@)"), re.compile(r"([?&](?:[^=&\s]*[_-])?(?:token|key|sig|signature|secret|password|credential)=)[^&\s#]+", re.IGNORECASE))
 
 
 def redact(value, name: str = ""):
@@ -28,16 +29,22 @@ def redact(value, name: str = ""):
     from mlkit.pipeline.contract import Secret
 
     if isinstance(value, Mapping):
-        return {str(k): redact(v, str(k)) for k, v in value.items()}
+        return {_blotted(str(k)): redact(v, str(k)) for k, v in value.items()}
     if isinstance(value, (list, tuple, set)):
         return [redact(v, name) for v in value]
     if isinstance(value, Secret) or (_TELLING.search(name) and isinstance(value, (str, bytes)) and value):
         return "***"
     if value is None or isinstance(value, (bool, int, float)):
         return value
-    text = str(value)
+    return _blotted(str(value))
+
+
+def _blotted(text: str) -> str:
+    "Take out the values of secret environment variables, and what lets one in where a URL leads."
     for secret in _environment_secrets():
         text = text.replace(secret, "***")
+    for pattern in _IN_URLS:
+        text = pattern.sub(r"\1***", text)
     return text
 
 

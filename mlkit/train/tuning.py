@@ -13,6 +13,7 @@ import socket
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 import polars as pl
@@ -105,43 +106,7 @@ class Search:
 def _is_logarithmic(study, name: str) -> bool:
     return any(getattr(t.distributions.get(name), "log", False) for t in study.trials)
 
-# %% ../../nbs/train/06_tuning.ipynb #ee4774e3
-def tune(
-    function: Callable,  # called with a value for each range; returns a number or a `Fit`
-    space: dict,  # name -> [choices], (low, high) or (low, high, "log")
-    trials: int = 20,  # in all, those that the storage holds already included
-    storage=None,  # a file that the search is resumed from; in memory by default
-    direction: Literal["minimize", "maximize"] = "minimize",
-    jobs: int = 1,  # processes; more than one needs a storage
-    seed: int = 0,
-    prune: bool = True,
-    name: str = "tune",  # several searches may share a storage
-) -> Search:
-    "Search for the settings with the best value. Raises `TrainError` for a space or storage that does not fit."
-    if jobs > 1 and storage is None:
-        raise TrainError("a search in several processes needs a storage that they share, such as storage='tune.log'.")
-    suggest_values(_Dry(), space)
-    study = _study(storage, name, direction, seed, prune)
-    _retry_lost(study)
-    left = trials - sum(t.state.is_finished() for t in study.trials)
-    if jobs == 1:
-        _work(function, space, study, direction, left)
-    elif left > 0:
-        from joblib import Parallel, delayed
-
-        shares = [left // jobs + (i < left % jobs) for i in range(jobs)]
-        Parallel(n_jobs=jobs, backend="loky")(delayed(_join)(function, space, storage, name, direction, seed + 1 + i, prune, n) for i, n in enumerate(shares) if n)
-        study = _study(storage, name, direction, seed, prune)
-    return Search(study, direction)
-
-
-class _Dry:
-    "Stands in for a trial while ranges are checked."
-
-    def __getattr__(self, name):
-        return lambda *ends, **more: None
-
-
+# %% ../../nbs/train/06_tuning.ipynb #7d3a1b02
 def _study(storage, name: str, direction: str, seed: int, prune: bool):
     "Open optuna's study, without its messages."
     import optuna
@@ -176,9 +141,11 @@ def _is_lost(process: str) -> bool:
         os.kill(int(number), 0)
     except ProcessLookupError:
         return True
+    except PermissionError:  # it is another user's
+        return False
     return False
 
-
+# %% ../../nbs/train/06_tuning.ipynb #7d3a1b05
 def _work(function: Callable, space: dict, study, direction: str, n: int):
     "Make trials, one after the other."
 
@@ -200,9 +167,45 @@ def _value(result, direction: str) -> float:
     "Get the number of a trial: what it returned, or what decided over a fit's best epoch."
     if isinstance(result, Fit):
         result = result.best[result.monitor]
-    if isinstance(result, bool) or not isinstance(result, (int, float)):
+    if isinstance(result, bool) or not isinstance(result, Real):
         raise TrainError(f"a trial must return a number or a Fit, not {type(result).__name__}.")
     return float(result) if math.isfinite(result) else math.inf * (1 if direction == "minimize" else -1)
+
+# %% ../../nbs/train/06_tuning.ipynb #7d3a1b08
+class _Dry:
+    "Stands in for a trial while ranges are checked."
+
+    def __getattr__(self, name):
+        return lambda *ends, **more: None
+
+
+def tune(
+    function: Callable,  # called with a value for each range; returns a number or a `Fit`
+    space: dict,  # name -> [choices], (low, high) or (low, high, "log")
+    trials: int = 20,  # in all, those that the storage holds already included
+    storage=None,  # a file that the search is resumed from; in memory by default
+    direction: Literal["minimize", "maximize"] = "minimize",
+    jobs: int = 1,  # processes; more than one needs a storage
+    seed: int = 0,
+    prune: bool = True,
+    name: str = "tune",  # several searches may share a storage
+) -> Search:
+    "Search for the settings with the best value. Raises `TrainError` for a space or storage that does not fit."
+    if jobs > 1 and storage is None:
+        raise TrainError("a search in several processes needs a storage that they share, such as storage='tune.log'.")
+    suggest_values(_Dry(), space)
+    study = _study(storage, name, direction, seed, prune)
+    _retry_lost(study)
+    left = trials - sum(t.state.is_finished() for t in study.trials)
+    if jobs == 1:
+        _work(function, space, study, direction, left)
+    elif left > 0:
+        from joblib import Parallel, delayed
+
+        shares = [left // jobs + (i < left % jobs) for i in range(jobs)]
+        Parallel(n_jobs=jobs, backend="loky")(delayed(_join)(function, space, storage, name, direction, seed + 1 + i, prune, n) for i, n in enumerate(shares) if n)
+        study = _study(storage, name, direction, seed, prune)
+    return Search(study, direction)
 
 # %% ../../nbs/train/06_tuning.ipynb #edd20dab
 def stage(

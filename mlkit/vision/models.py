@@ -20,6 +20,7 @@ from ..data.images import ImagePreprocess
 from ..train.basics import class_weights as balance
 from ..train.evaluation import Evaluation, evaluate
 from ..train.outcomes import NumberEvaluation, TagEvaluation, evaluate_numbers, evaluate_tags
+from ..train.history import log_loss
 from ..train.schedules import make_optimizer
 from .data import ImageData, VisionError, mix
 from .networks import Network, freeze, layer_groups, load_weights, make_backbone, to_onnx
@@ -98,7 +99,7 @@ class ImageModel(LightningModule):
         if self.learning["mixup"] or self.learning["cutmix"]:
             images, targets = mix(images.float(), self.soften(targets), self.learning["mixup"], self.learning["cutmix"])
         loss = self.loss(self(images), targets, self.learning["label_smoothing"])
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(targets))
+        log_loss(self, loss, len(targets))
         return loss
 
     def validation_step(self, batch, index):
