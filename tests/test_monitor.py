@@ -17,10 +17,12 @@ from browser import browser_page, needs_chromium
 from makers import mlkit
 from scipy import stats
 
+from mlkit.data.images import encode_png
 from mlkit.data.profiles import profile
 from mlkit.monitor import Adwin, Cbpe, Limits, MonitorError, Policy, check, compare, join_labels, judge_health, panes, read_metrics, slide, timeline, watch_level
 from mlkit.monitor.drift import ALARMS, STATES
 from mlkit.monitor.report import alert_rules, dashboard
+from mlkit.monitor.served import read_sketches
 from mlkit.monitor.statistics import benjamini_hochberg, chi_squared, ks, ks_pvalue, psi, tell_apart, total_variation, wasserstein
 
 samples = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=80)
@@ -115,9 +117,9 @@ def test_a_strange_table_compared_with_itself_has_a_clear_row_for_each_column():
     check(strange(), strange()).page()
 
 
-@pytest.mark.parametrize("change", ["other constant", "all null now", "infinite now", "retyped", "gone", "new", "categories", "wider vector", "other zone"])
+@pytest.mark.parametrize("change", ["other constant", "all null now", "infinite now", "retyped", "gone", "new", "categories", "wider vector", "other zone", "other hour", "unreadable images"])
 def test_each_change_is_told_by_its_name(change):
-    before = pl.DataFrame({"x": [1.0, 2.0] * 200, "c": ["a", "b"] * 200, "v": [[1.0, 2.0]] * 400, "t": pl.Series([datetime.datetime(2026, 1, 1)] * 400).dt.replace_time_zone("UTC")})
+    before = pl.DataFrame({"x": [1.0, 2.0] * 200, "c": ["a", "b"] * 200, "v": [[1.0, 2.0]] * 400, "t": pl.Series([datetime.datetime(2026, 1, 1)] * 400).dt.replace_time_zone("UTC"), "h": [datetime.time(8, i % 60) for i in range(400)], "p": [encode_png(np.full((8, 8, 1), i % 256, np.uint8)) for i in range(400)]})
     changes = {
         "other constant": (before.with_columns(x=pl.lit(9.0)), "x", "drift"),
         "all null now": (before.with_columns(x=pl.lit(None, pl.Float64)), "x", "drift"),
@@ -127,15 +129,32 @@ def test_each_change_is_told_by_its_name(change):
         "new": (before.with_columns(y=pl.lit(1)), "y", "new"),
         "categories": (before.with_columns(c=pl.lit("z")), "c", "drift"),
         "wider vector": (before.with_columns(v=pl.lit([1.0, 2.0, 3.0])), "v", "drift"),
+        "other hour": (before.with_columns(h=pl.lit(datetime.time(20, 30))), "h", "drift"),
+        "unreadable images": (before.with_columns(p=pl.lit(b"\x89PNG torn")), "p", "drift"),
         "other zone": (before.with_columns(pl.col("t").dt.convert_time_zone("Asia/Tokyo")), "t", "not compared"),
     }
     now, column, state = changes[change]
     drift = compare(before, now)
     mine = drift.table.filter(column=column)
     assert state in mine["state"].to_list(), mine
-    assert mine["note"].str.len_chars().max() > 0 or change == "other constant"
+    assert mine["note"].str.len_chars().max() > 0 or change in ("other constant", "other hour")
     assert (state in ALARMS) == bool(len(drift.alarms.filter(column=column)))
+    assert change != "unreadable images" or mine.filter(part="content")["note"].item() == "too few rows in the samples"
     check(before, now).page()
+
+
+def test_sketches_of_many_workers_say_the_same_as_the_rows(tmp_path):
+    rows, limits = table_of(6000, 3, 0.3), Limits(effect=0.05)
+    made = [profile(rows[i::6], like=profile(table_of(2000, 0)), rows=0) for i in range(6)]
+    for i, one in enumerate(made):
+        one.save(tmp_path / f"20260601T{10 + i // 2}-0000000{i}-1.json")
+    hours, left_out = read_sketches(tmp_path)
+    report = check(table_of(2000, 0), None, limits=limits, time="time", every="1d", seen=hours)
+    straight = compare(table_of(2000, 0), rows, limits)
+    effects = [dict(t.filter(pl.col("kind") != "rows").select("column", "effect").iter_rows()) for t in (report.drift.table, straight.table)]
+    assert left_out == 0 and [w.profile.rows for w in hours.panes] == [2000] * 3 and report.drift.now.rows == 6000
+    assert effects[0].keys() == effects[1].keys() and max(abs(effects[0][k] - effects[1][k]) for k in effects[0]) < 0.02
+    assert report.timeline["start"].n_unique() == 1 and set(report.drift.alarms["column"]) - {"(all together)"} == set(straight.alarms["column"]) - {"(all together)"}
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 99])

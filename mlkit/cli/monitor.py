@@ -150,6 +150,31 @@ def _ages(args, now, seen):
     return freshness(newest(now), made, HealthLimits(data_age=limits[0], model_age=limits[1]), today)
 
 # %% ../../nbs/cli/04_monitor.ipynb #14202d34
+def _checked(args, baseline, reference):
+    "Run the check that the command line asks for."
+    from dataclasses import replace
+    import polars as pl
+
+    from mlkit.data.profiles import Profile
+    from mlkit.monitor.drift import Limits
+    from mlkit.monitor.policy import Policy, check
+    from mlkit.monitor.served import utc
+
+    limits = Limits(args.effect, args.alpha, args.min_rows, _pairs(args.limit), tuple(args.ignore))
+    bundle = None
+    if args.bundle:
+        from mlkit.bundle.predict import Bundle
+        from mlkit.bundle.registry import resolve
+
+        bundle = Bundle.load(resolve(args.bundle))
+    policy, (now, seen) = Policy(args.policy, args.share, args.drop), _current(args, baseline)
+    now, late = _lateness(args, now)
+    if args.time and now is not None and not isinstance(now, Profile) and now.collect_schema().get(args.time) == pl.String:  # as CSV has times, which the baseline took for words
+        now, limits = now.with_columns(utc(now, args.time)), replace(limits, ignore=(*limits.ignore, args.time))
+    health = [h for h in (_metrics(args.metrics, args.seconds), _ages(args, now, seen), late) if h is not None]
+    return check(baseline, now, bundle, args.label, args.time, args.every, limits, policy, pl.concat(health) if health else None, reference=reference, seen=seen)
+
+# %% ../../nbs/cli/04_monitor.ipynb #14420c92
 def _write(path: Path | None, text: str) -> bool:
     "Write a file, or to the terminal for `-`; tells whether it was the terminal."
     from mlkit.core.store import write_atomic
@@ -175,7 +200,7 @@ def _profile(args, baseline) -> int:
         print(f"\nsaved to {args.save}")
     return 0
 
-
+# %% ../../nbs/cli/04_monitor.ipynb #09331f1b
 def _monitor(args) -> int:
     from mlkit.monitor.report import alert_rules, dashboard
 
@@ -204,31 +229,6 @@ def _only_files(args) -> int:
     if not (args.alert_rules or args.dashboard):
         raise MLKitError("name a baseline and what to compare with it: mlkit monitor BASELINE CURRENT.")
     return 0
-
-
-def _checked(args, baseline, reference):
-    "Run the check that the command line asks for."
-    from dataclasses import replace
-    import polars as pl
-
-    from mlkit.data.profiles import Profile
-    from mlkit.monitor.drift import Limits
-    from mlkit.monitor.policy import Policy, check
-    from mlkit.monitor.served import utc
-
-    limits = Limits(args.effect, args.alpha, args.min_rows, _pairs(args.limit), tuple(args.ignore))
-    bundle = None
-    if args.bundle:
-        from mlkit.bundle.predict import Bundle
-        from mlkit.bundle.registry import resolve
-
-        bundle = Bundle.load(resolve(args.bundle))
-    policy, (now, seen) = Policy(args.policy, args.share, args.drop), _current(args, baseline)
-    now, late = _lateness(args, now)
-    if args.time and now is not None and not isinstance(now, Profile) and now.collect_schema().get(args.time) == pl.String:  # as CSV has times, which the baseline took for words
-        now, limits = now.with_columns(utc(now, args.time)), replace(limits, ignore=(*limits.ignore, args.time))
-    health = [h for h in (_metrics(args.metrics, args.seconds), _ages(args, now, seen), late) if h is not None]
-    return check(baseline, now, bundle, args.label, args.time, args.every, limits, policy, pl.concat(health) if health else None, reference=reference, seen=seen)
 
 # %% ../../nbs/cli/04_monitor.ipynb #28db0b0c
 def _close(args, report) -> int:

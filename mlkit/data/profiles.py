@@ -31,11 +31,13 @@ class ProfileError(MLKitError):
 
 # %% ../../nbs/data/05_profiles.ipynb #7169f920
 def _number(values: pl.Series) -> dict[str, pl.Series]:
+    if values.dtype == pl.Time:  # of day, in seconds: it comes again, and so can be compared
+        return {"": values.cast(pl.Int64).cast(pl.Float64) / 1e9}
     return {"": (values.dt.total_microseconds() / 1e6 if values.dtype == pl.Duration else values).cast(pl.Float64)}
 
 
 def _time(values: pl.Series) -> dict[str, pl.Series]:
-    return {"": values.cast(pl.Int64).cast(pl.Float64) / 1e9 if values.dtype == pl.Time else values.dt.epoch("us") / 1e6}
+    return {"": values.dt.epoch("us") / 1e6}
 
 
 def _category(values: pl.Series) -> dict[str, pl.Series]:
@@ -135,7 +137,7 @@ _magic = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"II*\x00", b"MM
 
 def possible_kinds(dtype: pl.DataType) -> tuple[str, ...]:
     "List the kinds that a column of a type can have, the usual one first."
-    if dtype.is_numeric() or dtype == pl.Duration:
+    if dtype.is_numeric() or dtype in (pl.Duration, pl.Time):
         return "number", "category"
     if dtype.is_temporal():
         return ("time",)

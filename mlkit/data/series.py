@@ -89,7 +89,7 @@ def _numbers(clock: pl.Series, unit: str) -> np.ndarray:
         return (clock.dt.year().cast(pl.Int64) * 12 + clock.dt.month().cast(pl.Int64) - 1).to_numpy()
     return clock.to_physical().cast(pl.Int64).to_numpy()
 
-
+# %% ../../nbs/data/06_series.ipynb #4fbee033
 def positions(
     grid: Grid,
     times: pl.Series,

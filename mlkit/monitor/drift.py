@@ -134,7 +134,7 @@ def _content(before: Profile, now: Profile, name: str, limits: Limits) -> dict:
     if one.shape[1] != other.shape[1] and len(one) and len(other):
         return n | {"measure": "none", "note": f"vectors of {one.shape[1]} and of {other.shape[1]} numbers"}
     if min(len(one), len(other)) < limits.rows:
-        return n | {"few": True, "note": "too few rows in the samples" if len(one) and len(other) else "the profile was made without a sample of rows"}
+        return n | {"few": True, "note": "too few rows in the samples" if len(before.sample.frame) and len(now.sample.frame) else "the profile was made without a sample of rows"}
     found, (distance, _) = tell_apart(one, other), mmd(one[:300], other[:300], shuffles=19)
     return n | {"effect": found.effect, "p": found.pvalue, "measure": "gini", "mmd": distance, "note": f"a classifier tells them apart with AUC {found.auc:.2f}"}
 
@@ -176,18 +176,6 @@ def _state(row: dict, limits: Limits) -> str:
     return "drift" if row["effect"] >= limits.of(row["column"]) and (row["q"] or 0.0) <= limits.alpha else "ok"
 
 # %% ../../nbs/monitor/01_drift.ipynb #b5490d09
-def _usable(before: Profile, now: Profile, limits: Limits) -> list[str]:
-    "Columns of the samples that can be compared row by row."
-    usable = []
-    for name in before.sample.frame.columns:
-        column = name.partition("/")[0] if name not in before.columns else name
-        kinds = {p.columns[column].kind if column in p.columns else None for p in (before, now)}
-        coordinate = name != column and name.rpartition("/")[2].isdigit()
-        if len(kinds) == 1 and kinds <= {"number", "category", "text", "image", "list", "vector"} and not coordinate and column not in limits.ignore and name in now.sample.frame.columns:
-            usable.append(name)
-    return usable
-
-
 def _scores(values: np.ndarray) -> np.ndarray:
     "Turn numbers into normal scores; missing ones become 0, the middle."
     there = ~np.isnan(values)
@@ -213,7 +201,7 @@ def _encoded(both: pl.DataFrame, names: list[str]) -> tuple[np.ndarray, list[str
     kept = [i for i, c in enumerate(columns) if np.ptp(c.astype(np.float64)) > 0]
     return np.column_stack([columns[i] for i in kept]).astype(np.float64) if kept else np.zeros((len(both), 0)), [owners[i] for i in kept]
 
-
+# %% ../../nbs/monitor/01_drift.ipynb #9384237b
 def _changed_pairs(one: np.ndarray, other: np.ndarray, owners: list[str]) -> list[tuple[str, str, float, float, float]]:
     "Pairs of columns whose correlation has changed, with both correlations and the q-value of the difference (Fisher's z)."
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -226,6 +214,18 @@ def _changed_pairs(one: np.ndarray, other: np.ndarray, owners: list[str]) -> lis
     z = np.abs(gap) / math.sqrt(1 / max(1, len(one) - 3) + 1 / max(1, len(other) - 3))
     q = benjamini_hochberg([math.erfc(v / math.sqrt(2)) for v in z])
     return [(owners[i[k]], owners[j[k]], float(r[i[k], j[k]]), float(s[i[k], j[k]]), float(q[k])) for k in np.argsort(-z, kind="stable")]
+
+# %% ../../nbs/monitor/01_drift.ipynb #54f1106a
+def _usable(before: Profile, now: Profile, limits: Limits) -> list[str]:
+    "Columns of the samples that can be compared row by row."
+    usable = []
+    for name in before.sample.frame.columns:
+        column = name.partition("/")[0] if name not in before.columns else name
+        kinds = {p.columns[column].kind if column in p.columns else None for p in (before, now)}
+        coordinate = name != column and name.rpartition("/")[2].isdigit()
+        if len(kinds) == 1 and kinds <= {"number", "category", "text", "image", "list", "vector"} and not coordinate and column not in limits.ignore and name in now.sample.frame.columns:
+            usable.append(name)
+    return usable
 
 
 def _joint(before: Profile, now: Profile, limits: Limits) -> dict | None:

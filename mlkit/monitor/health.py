@@ -116,7 +116,7 @@ def judge_health(now: Samples, before: Samples | None = None, seconds: float | N
 def newest(shown: Profile) -> datetime | None:
     "The latest time in any column of times; those that lie in the future or before 1990 are no times of rows."
     now = datetime.now(UTC).timestamp()
-    found = [s.moments.high for c in shown.columns.values() if c.kind == "time" and not c.dtype.startswith("Time") for s in c.sketches.values() if s.moments.n]
+    found = [s.moments.high for c in shown.columns.values() if c.kind == "time" for s in c.sketches.values() if s.moments.n]
     found = [v for v in found if 631_152_000 <= v <= now + 86_400]
     return datetime.fromtimestamp(max(found), UTC) if found else None
 

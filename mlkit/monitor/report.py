@@ -189,6 +189,19 @@ def _interval(row: dict) -> str:
     return "" if row["value"] is None else f"{row['value']:.4f} ({row['low']:.4f} to {row['high']:.4f})"
 
 
+def _number(value) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _finite(data):
+    "Replace what JSON has no word for."
+    if isinstance(data, dict):
+        return {k: _finite(v) for k, v in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(v) for v in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+# %% ../../nbs/monitor/05_report.ipynb #0665fbc3
 _headlines = {"ok": "Nothing to worry about", "warn": "Something has changed", "fail": "This must be looked at", "retrain": "A new model is needed"}
 
 
@@ -236,19 +249,6 @@ class Report:
     def _repr_html_(self) -> str:
         head = f"<h3>{_headlines[self.verdict.state]}</h3><ul>{''.join(f'<li>{escape(r)}</li>' for r in self.verdict.reasons)}</ul>" if self.verdict else ""
         return head + drift_html(self.drift) + "".join(_tables(self).values())
-
-
-def _number(value) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def _finite(data):
-    "Replace what JSON has no word for."
-    if isinstance(data, dict):
-        return {k: _finite(v) for k, v in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_finite(v) for v in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 # %% ../../nbs/monitor/05_report.ipynb #877acc21
 def _tables(report: Report) -> dict[str, str]:

@@ -196,21 +196,6 @@ def mmd(
 _wide = 20  # columns that get products with each other
 
 
-@dataclass(frozen=True, eq=False)
-class Separation:
-    "How well two samples can be told apart."
-
-    auc: float  # 0.5 is chance
-    pvalue: float  # one-sided
-    one: np.ndarray  # score of each row; higher looks more like the other sample
-    other: np.ndarray
-
-    @property
-    def effect(self) -> float:
-        "From 0 (chance) to 1: the Gini coefficient, 2 auc - 1."
-        return max(0.0, 2 * self.auc - 1)
-
-
 def _products(rows: np.ndarray) -> np.ndarray:
     "Standardise columns and add squares and products; of many columns those of fixed random mixtures."
     spread = rows.std(0)
@@ -219,7 +204,7 @@ def _products(rows: np.ndarray) -> np.ndarray:
     i, j = np.triu_indices(few.shape[1])
     return np.column_stack([np.ones(len(rows)), rows, few[:, i] * few[:, j]])
 
-
+# %% ../../nbs/monitor/00_statistics.ipynb #e6e9e9d3
 def _areas(scores: np.ndarray, members: np.ndarray) -> np.ndarray:
     "The area under the ROC curve for each column of scores: the chance that a member's is above another's; ties count half."
     n, areas = int(members[:, 0].sum()), []
@@ -239,6 +224,21 @@ def _cross_fitted(inputs: np.ndarray, members: np.ndarray, fold: np.ndarray) -> 
         scores[judge] = inputs[judge] @ np.linalg.solve(gram, inputs[learn].T @ targets[learn])
         areas.append(_areas(scores[judge], members[judge]))
     return np.mean(areas, 0), scores[:, 0]
+
+# %% ../../nbs/monitor/00_statistics.ipynb #970b1e9e
+@dataclass(frozen=True, eq=False)
+class Separation:
+    "How well two samples can be told apart."
+
+    auc: float  # 0.5 is chance
+    pvalue: float  # one-sided
+    one: np.ndarray  # score of each row; higher looks more like the other sample
+    other: np.ndarray
+
+    @property
+    def effect(self) -> float:
+        "From 0 (chance) to 1: the Gini coefficient, 2 auc - 1."
+        return max(0.0, 2 * self.auc - 1)
 
 
 def tell_apart(one: np.ndarray, other: np.ndarray, folds: int = 5, shuffles: int = 100, seed: int = 0) -> Separation:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEAD', 'LARGEST', 'QUICK', 'SLOW', 'IDLE', 'Answered', 'table_of', 'Kept', 'with_head', 'Allowance', 'Waiting',
-           'Sampler']
+           'Keeper', 'Sketcher', 'Sampler']
 
 # %% ../../nbs/serve/04b_samples.ipynb #d36bf789
 import os
@@ -136,80 +136,33 @@ def _grouped(things: list, kind: Callable) -> list[list]:
     return list(groups.values())
 
 # %% ../../nbs/serve/04b_samples.ipynb #de37ae12
-class Sampler:
-    "Keeps a share of requests and answers, and sketches them."
+class Keeper:
+    "Keeps a share of requests and answers as Parquet."
 
-    def __init__(
-        self,
-        folder: Path,
-        share: float = 0.01,  # of the requests, to be kept as they are
-        sketched: float = 0.005,  # of the processor time, for sketches; 0 makes none
-        seconds: float = 30.0,  # between two files
-        waiting: int = 20_000,  # rows that may wait
-        memory: int = 1 << 26,  # bytes that may wait
-        keep: int = 1 << 30,  # bytes of files; the oldest make room
-        count: Callable[[str, int], None] = lambda what, rows: None,
-    ):
-        self.folder, self.share, self.seconds, self.most, self.count = Path(folder), share, seconds, keep, count
-        self.allowance, self.sketches = Allowance(sketched, float(sketched > 0)), Sketches(self.folder)
-        self.kept, self.batches = Waiting(waiting, memory), Waiting(waiting, memory)
-        self.woken, self.stopped = threading.Event(), False
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise MLKitError(f"samples cannot be written to {folder}: {error.strerror}.") from None
-        self.thread = threading.Thread(target=self._work, name="samples", daemon=True)
-        self.thread.start()
+    def __init__(self, folder: Path, share: float, waiting: Waiting, most: int, count: Callable[[str, int], None]):
+        self.folder, self.share, self.waiting, self.most, self.count = folder, share, waiting, most, count
 
-    def keep(self, request, version, work, answer):
+    def __call__(self, request, version, work, answer):
         "Perhaps keep an answered request; `None` for a shadow's."
         if random.random() >= self.share:
             return
         what = Answered(version, work.tensors if work.frame is None else work.frame, answer, work.rows)
-        if not self.kept.put(Kept(request.id if request else "shadow", time(), what), what.rows, what.size):
+        if not self.waiting.put(Kept(request.id if request else "shadow", time(), what), what.rows, what.size):
             self.count("dropped", what.rows)
 
-    def see(self, version, given, answer, rows: int):
-        "Perhaps sketch a batch; may be called in any thread."
-        if random.random() >= self.allowance.chance:
-            return
-        what = Answered(version, given, answer, rows)
-        self.batches.put(what, rows, what.size)
-        if (self.batches.rows >= self.allowance.rows or 2 * self.batches.bytes > self.batches.memory) and not self.woken.is_set():
-            self.woken.set()
-
-    def _work(self):
-        due = monotonic() + self.seconds
-        while not self.stopped:
-            self.woken.wait(max(0.0, due - monotonic()))
-            self.woken.clear()
-            self.sketch()
-            if monotonic() >= due:
-                self.write()
-                due = monotonic() + self.seconds
-
-    def sketch(self):
-        "Sketch the batches that wait."
-        begun = thread_time()
-        for some in _grouped(self.batches.take(), Answered.kind):
-            with suppress(Exception):  # an answer that has no columns, such as the spans of a text that came as tensors
-                self.count("sketched", self.sketches.add(some[0].version, table_of(some)))
-        self.allowance.spend(thread_time() - begun, monotonic(), process_time())
-
     def write(self):
-        "Write what is kept, a file for each model and kind of columns; and all sketches."
+        "Write what waits: a file for each model and kind of columns."
         tables: dict[tuple, list[pl.DataFrame]] = {}
-        for some in _grouped(self.kept.take(), lambda k: k.what.kind()):
+        for some in _grouped(self.waiting.take(), lambda k: k.what.kind()):
             try:
                 table = with_head(some, table_of([k.what for k in some]))
-            except Exception:  # as above
+            except Exception:  # an answer that has no columns, such as the spans of a text that came as tensors
                 self.count("without columns", sum(k.what.rows for k in some))
                 continue
             tables.setdefault((some[0].what.version.name, tuple(table.schema.items())), []).append(table)
         for (name, _), some in tables.items():
             self._write_file(self.folder / name, pl.concat(some))
         make_room(self.folder, "*/*.parquet", self.most)
-        self.sketches.save()
 
     def _write_file(self, folder: Path, frame: pl.DataFrame):
         aside = folder / f".{uuid.uuid4().hex}"
@@ -222,10 +175,74 @@ class Sampler:
             aside.unlink(missing_ok=True)
             self.count("lost", len(frame))
 
+# %% ../../nbs/serve/04b_samples.ipynb #f0e0c8c4
+class Sketcher:
+    "Sketches batches of a network and their answers, as many as it may."
+
+    def __init__(self, sketches: Sketches, allowance: Allowance, waiting: Waiting, count: Callable[[str, int], None], enough: threading.Event):
+        self.sketches, self.allowance, self.waiting, self.count, self.enough = sketches, allowance, waiting, count, enough
+
+    def __call__(self, version, given, answer, rows: int):
+        "Perhaps sketch a batch; may be called in any thread."
+        if random.random() >= self.allowance.chance:
+            return
+        what = Answered(version, given, answer, rows)
+        self.waiting.put(what, rows, what.size)
+        if (self.waiting.rows >= self.allowance.rows or 2 * self.waiting.bytes > self.waiting.memory) and not self.enough.is_set():
+            self.enough.set()
+
+    def sketch(self):
+        "Sketch the batches that wait."
+        begun = thread_time()
+        for some in _grouped(self.waiting.take(), Answered.kind):
+            with suppress(Exception):  # an answer that has no columns; the thread must live on whatever a row holds
+                self.count("sketched", self.sketches.add(some[0].version, table_of(some)))
+        self.allowance.spend(thread_time() - begun, monotonic(), process_time())
+
+# %% ../../nbs/serve/04b_samples.ipynb #d5fcfd4d
+class Sampler:
+    "Keeps a share of requests and answers, and sketches them."
+
+    def __init__(
+        self,
+        folder: Path,
+        share: float = 0.01,  # of the requests, to be kept as they are
+        sketched: float = 0.005,  # of the processor time, for sketches; 0 makes none
+        seconds: float = 30.0,  # between two files
+        waiting: int = 20_000,  # rows that may wait
+        memory: int = 1 << 26,  # bytes that may wait
+        most: int = 1 << 30,  # bytes of files; the oldest make room
+        count: Callable[[str, int], None] = lambda what, rows: None,
+    ):
+        self.seconds, self.woken, self.stopped = seconds, threading.Event(), False
+        self.keep = Keeper(Path(folder), share, Waiting(waiting, memory), most, count)
+        self.see = Sketcher(Sketches(Path(folder)), Allowance(sketched, float(sketched > 0)), Waiting(waiting, memory), count, self.woken)
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MLKitError(f"samples cannot be written to {folder}: {error.strerror}.") from None
+        self.thread = threading.Thread(target=self._work, name="samples", daemon=True)
+        self.thread.start()
+
+    def _work(self):
+        due = monotonic() + self.seconds
+        while not self.stopped:
+            self.woken.wait(max(0.0, due - monotonic()))
+            self.woken.clear()
+            self.see.sketch()
+            if monotonic() >= due:
+                self.write()
+                due = monotonic() + self.seconds
+
+    def write(self):
+        "Write what is kept, and all sketches."
+        self.keep.write()
+        self.see.sketches.save()
+
     def close(self):
         "Write what waits, and end."
         self.stopped = True
         self.woken.set()
         self.thread.join(5)
-        self.sketch()
+        self.see.sketch()
         self.write()
