@@ -103,7 +103,7 @@ def azure(container: str, folder):
 
 def _make_container(url: str, key: str, name: str):
     "Make a container with a signed request, so that no further library is needed for a test."
-    for _ in range(100):
+    for _ in range(600):  # on a busy machine the emulator takes its time to start
         date, version = formatdate(usegmt=True), "2023-11-03"
         text = "PUT" + "\n" * 12 + f"x-ms-date:{date}\nx-ms-version:{version}\n/devstoreaccount1/devstoreaccount1/{name}\nrestype:container"
         signature = base64.b64encode(hmac.new(base64.b64decode(key), text.encode(), hashlib.sha256).digest()).decode()
@@ -115,3 +115,4 @@ def _make_container(url: str, key: str, name: str):
             raise RuntimeError(error.read()) from error
         except (ConnectionError, urllib.error.URLError):
             time.sleep(0.1)
+    raise RuntimeError(f"the emulator at {url} does not answer")
