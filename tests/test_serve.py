@@ -281,6 +281,23 @@ def test_a_killed_worker_is_replaced_and_its_callers_get_503(bundles):
         assert len(server.workers()) == 2 and killed not in server.workers()
 
 
+def test_a_supervisor_that_did_not_run_for_a_while_still_tells_every_caller_of_a_dead_worker(bundles):
+    body = json.dumps(tensor([1, 2, 3])).encode()
+    request = b"POST /v2/models/linear/infer HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    with serving(bundles / "first", "--workers", "2") as server:
+        os.kill(server.process.pid, signal.SIGSTOP)
+        callers = [socket.create_connection(("127.0.0.1", server.port), timeout=20) for _ in range(300)]  # more than the lines of two workers hold
+        for sock in callers:
+            sock.sendall(request)
+            assert sock.recv(65_536)[9:12] in (b"200", b"503")  # one of the workers may still be loading
+        os.kill(server.process.pid, signal.SIGCONT)
+        time.sleep(2)
+        [os.kill(worker, signal.SIGKILL) for worker in server.workers()]
+        [sock.sendall(request) for sock in callers]
+        assert [sock.recv(65_536)[9:12] for sock in callers] == [b"503"] * 300
+        [sock.close() for sock in callers]
+
+
 def test_a_server_that_is_told_to_end_while_a_worker_starts_ends_well(bundles):
     with serving(bundles / "first", "--workers", "2") as server:
         os.kill(server.workers()[0], signal.SIGKILL)

@@ -6,6 +6,8 @@
 __all__ = ['OPENED', 'CLOSED', 'READY', 'CHANGED', 'GONE', 'RESPONSE', 'Guard', 'Orphan', 'Held', 'new_table']
 
 # %% ../../nbs/serve/07a_guard.ipynb #d9a71ffa
+import asyncio
+import errno
 import mmap
 import os
 import socket
@@ -25,6 +27,7 @@ class Guard:
     def __init__(self, channel: socket.socket, table):
         self.channel, self.table = channel, table  # a byte for each slot: 1 while a request is under way
         self.free = list(range(len(table) - 1, 0, -1))  # slot 0 stands for connections that are not guarded
+        self.unsent: dict[bytes, int | None] = {}  # messages that the line had no room for, with their handles
 
     def opened(self, transport) -> int:
         "Pass a connection on; returns its slot."
@@ -32,11 +35,7 @@ class Guard:
         if not self.free or sock is None:
             return 0
         slot = self.free.pop()
-        try:
-            socket.send_fds(self.channel, [OPENED + struct.pack("<I", slot)], [sock.fileno()])
-        except OSError:
-            self.free.append(slot)
-            return 0
+        self.tell(OPENED + struct.pack("<I", slot), sock.fileno())
         return slot
 
     def closed(self, slot: int):
@@ -44,10 +43,34 @@ class Guard:
         if slot:
             self.table[slot] = 0
             self.free.append(slot)
-            try:
-                self.channel.send(CLOSED + struct.pack("<I", slot))
-            except OSError:
-                pass  # the supervisor is gone, and so are its handles
+            if (kept := self.unsent.pop(OPENED + struct.pack("<I", slot), None)) is not None:
+                os.close(kept)  # it never heard of this one
+            else:
+                self.tell(CLOSED + struct.pack("<I", slot))
+
+    def tell(self, message: bytes, file: int | None = None):
+        "Send a message to the supervisor, or keep it until it is heard again: on a crowded machine it may not run for a while, and the line holds a few dozen."
+        if self.unsent or not self._send(message, file):
+            if not self.unsent:
+                asyncio.get_running_loop().add_writer(self.channel, self._go_on)
+            self.unsent[message] = None if file is None else os.dup(file)
+
+    def _send(self, message: bytes, file: int | None) -> bool:
+        try:
+            socket.send_fds(self.channel, [message], [] if file is None else [file])
+        except OSError as error:  # others mean that the supervisor is gone, and so are its handles
+            return error.errno not in (errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS)
+        return True
+
+    def _go_on(self):
+        while self.unsent:
+            message, file = next(iter(self.unsent.items()))
+            if not self._send(message, file):
+                return
+            del self.unsent[message]
+            if file is not None:
+                os.close(file)
+        asyncio.get_running_loop().remove_writer(self.channel)
 
 # %% ../../nbs/serve/07a_guard.ipynb #4758d8d4
 class Orphan:

@@ -138,7 +138,7 @@ def _join(app, guard: Guard, folder: Path, loop, stop: asyncio.Event):
 
     loop.add_reader(guard.channel, hear)
     app.guard = guard
-    app.told = lambda event, **facts: guard.channel.send(CHANGED + json.dumps({"event": event, **facts}).encode())
+    app.told = lambda event, **facts: guard.tell(CHANGED + json.dumps({"event": event, **facts}).encode())
     app.snapshots = lambda: _others(folder, own)
     app.background(leave_metrics())
 
@@ -185,7 +185,7 @@ async def serve(settings: Settings, sock: socket.socket, log, guard: Guard | Non
             settle()
             log("ready", models={name: list(versions) for name, versions in app.models.names.items()})
             if guard is not None:
-                guard.channel.send(READY)
+                guard.tell(READY)
         await stopping
         app.draining = True
         log("draining", seconds=settings.drain)

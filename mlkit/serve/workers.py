@@ -106,6 +106,8 @@ class Supervisor:
                 message, files, _, _ = socket.recv_fds(worker.channel, 65_536, 4)
             except BlockingIOError:
                 return
+            except ConnectionResetError:  # it died before it had heard all; what it had said comes after this
+                continue
             except OSError:
                 message = b""
             if not message:
