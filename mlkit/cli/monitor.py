@@ -188,6 +188,8 @@ def _write(path: Path | None, text: str) -> bool:
     if str(path) == "-":
         print(text)
         return True
+    if path.is_dir():
+        raise MLKitError(f"{path} cannot be written: it is a folder.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, text)
