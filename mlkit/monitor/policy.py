@@ -183,7 +183,7 @@ def check(
         changes = find_changes(comparable(now, keep=time), time, was, label) if not isinstance(now, Profile) else None
     today = whole.profile if seen is not None else now if isinstance(now, Profile) else profile(comparable(now), like=was)
     for name in {*limits.columns, *limits.ignore} - {*was.columns, *today.columns, label, time, "(all together)"}:
-        raise MonitorError(f'the limits name a column "{name}" that neither table has.{suggest(name, [*was.columns, *today.columns])}')
+        raise MonitorError(f'the limits name a column "{name}" that neither table has.{suggest(name, {**was.columns, **today.columns})}')
     drift = compare(was, today, limits)
     quality = history = None
     if not isinstance(now, Profile):
