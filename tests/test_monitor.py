@@ -19,6 +19,7 @@ from scipy import stats
 
 from mlkit.data.images import encode_png
 from mlkit.data.profiles import profile
+from mlkit.data.tables import scan
 from mlkit.monitor import Adwin, Cbpe, Limits, MonitorError, Policy, check, compare, join_labels, judge_health, panes, read_metrics, slide, timeline, watch_level
 from mlkit.monitor.drift import ALARMS, STATES
 from mlkit.monitor.report import alert_rules, dashboard
@@ -157,6 +158,12 @@ def test_sketches_of_many_workers_say_the_same_as_the_rows(tmp_path):
     assert report.timeline["start"].n_unique() == 1 and set(report.drift.alarms["column"]) - {"(all together)"} == set(straight.alarms["column"]) - {"(all together)"}
 
 
+def test_a_csv_without_rows_has_lost_no_column_its_type(tmp_path):
+    (tmp_path / "now.csv").write_text("x0,c\n")
+    drift = compare(table_of(200, 0, columns=1), scan(tmp_path / "now.csv"))
+    assert set(drift.table["state"]) == {"few rows"}
+
+
 @pytest.mark.parametrize("rows", [0, 1, 2, 99])
 def test_few_rows_give_no_verdict_and_no_crash(rows):
     whole = strange()
@@ -256,10 +263,21 @@ def test_a_wrong_request_names_what_is_wrong(files):
     wrong = {
         ("train.parquet", "nowhere.csv"): "nowhere.csv", ("odd.json", "today.parquet"): "no profile", (): "name a baseline", ("train.parquet", "today.parquet", "--limit", "x0"): "COLUMN=EFFECT",
         ("train.parquet", "today.parquet", "--time", "x00"): "x00", ("train.parquet", "today.parquet", "--metrics", "gone.prom"): "gone.prom", ("train.parquet", "today.parquet", "--bundle", "gone"): "gone",
+        ("train.parquet", "today.parquet", "--ignore", "x00"): 'a column "x00" that neither table has', ("train.parquet", "today.parquet", "--limit", "x0=7"): "from 0 to 1", ("train.parquet", "today.parquet", "--html", "."): "cannot be written",
     }  # fmt: skip
     for words, said in wrong.items():
         assert said in mlkit("monitor", *words, check=2, cwd=files).stderr
     assert "from 0 to 1" in mlkit("monitor", "train.parquet", "today.parquet", "--effect", "7", check=2, cwd=files).stderr
+
+
+def test_folders_of_images_are_compared_by_what_the_images_show(tmp_path):
+    for name, light in (("was", 0), ("same", 0), ("brighter", 90)):
+        (tmp_path / name / "cats").mkdir(parents=True)
+        for i in range(120):
+            pixels = np.random.default_rng([i, name == "was"]).normal(90 + light, 20, (8, 8, 1)).clip(0, 255)
+            (tmp_path / name / "cats" / f"{i}.png").write_bytes(encode_png(pixels.astype(np.uint8)))
+    assert "OK" in mlkit("monitor", "was", "same", "--policy", "fail", cwd=tmp_path).stdout
+    assert "image/brightness" in mlkit("monitor", "was", "brighter", "--policy", "fail", check=1, cwd=tmp_path).stdout
 
 
 def test_times_may_be_text_as_in_csv_and_text_that_is_no_time_is_named(tmp_path):

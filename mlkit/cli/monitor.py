@@ -13,6 +13,7 @@ from pathlib import Path
 def _open(name: str):
     "Open a side of the comparison: the profile and reference of a bundle, a saved profile, or a table; a reference only of a bundle."
     from mlkit.bundle.registry import resolve
+    from mlkit.data.images import read_images
     from mlkit.data.profiles import read_profile
     from mlkit.data.tables import scan
 
@@ -23,7 +24,9 @@ def _open(name: str):
         from mlkit.monitor.policy import read_baseline
 
         return read_baseline(path)
-    return scan(name), None
+    table = scan(name)
+    folder_of_images = path.is_dir() and table.collect_schema().names() == ["path", "label"]
+    return read_images(table) if folder_of_images else table, None
 
 
 def _pairs(texts: list[str]) -> dict[str, float]:
@@ -37,8 +40,8 @@ def _pairs(texts: list[str]) -> dict[str, float]:
             found[column] = float(value)
         except ValueError:
             column = ""
-        if not column:
-            raise MLKitError(f'--limit takes COLUMN=EFFECT, such as price=0.2, not "{text}".')
+        if not column or not 0 <= found[column] <= 1:
+            raise MLKitError(f'--limit takes COLUMN=EFFECT with an effect from 0 to 1, such as price=0.2, not "{text}".')
     return found
 
 # %% ../../nbs/cli/04_monitor.ipynb #46b23d6e
@@ -177,6 +180,7 @@ def _checked(args, baseline, reference):
 # %% ../../nbs/cli/04_monitor.ipynb #14420c92
 def _write(path: Path | None, text: str) -> bool:
     "Write a file, or to the terminal for `-`; tells whether it was the terminal."
+    from mlkit.core.errors import MLKitError
     from mlkit.core.store import write_atomic
 
     if path is None:
@@ -184,8 +188,13 @@ def _write(path: Path | None, text: str) -> bool:
     if str(path) == "-":
         print(text)
         return True
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, text)
+    if path.is_dir():
+        raise MLKitError(f"{path} cannot be written: it is a folder.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, text)
+    except OSError as error:
+        raise MLKitError(f"{path} cannot be written: {error.strerror}.") from None
     return False
 
 
@@ -216,8 +225,7 @@ def _monitor(args) -> int:
     shown = [_write(args.json, report.to_json()), _write(args.prometheus, report.prometheus())]
     _write(args.html, report.page(f"{args.current} against {args.baseline}"))
     _write(args.save, report.drift.before.to_json())
-    if args.verdict:
-        report.verdict.save(args.verdict)
+    _write(args.verdict, report.verdict.to_json())
     if not any(shown):
         print(report)
     return _close(args, report)

@@ -143,6 +143,8 @@ def _part_rows(before: Profile, now: Profile, name: str, limits: Limits) -> list
     "Compare a column that both tables have."
     was, column = before.columns[name], now.columns[name]
     base = {"column": name, "kind": column.kind, "n_before": was.rows, "n_now": column.rows}
+    if not was.rows or not column.rows:  # a table without rows may have lost its types as well, as in CSV
+        return [base | {"few": True, "note": "there are no rows"}]
     if was.kind != column.kind:
         return [base | {"state": "retyped", "note": f"was {was.kind} ({was.dtype}), is {column.kind} ({column.dtype})"}]
     retyped = f"{was.dtype} → {column.dtype}" if was.dtype != column.dtype and column.kind != "image" else ""

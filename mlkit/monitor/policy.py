@@ -13,6 +13,7 @@ from typing import Literal
 import polars as pl
 from ..bundle.format import BASELINE, SIGNATURE, read_bundle, write_bundle
 from ..bundle.predict import Bundle
+from ..core.errors import suggest
 from ..core.store import write_atomic
 from ..data.profiles import Profile, profile, read_profile
 from .adaptive import find_changes
@@ -52,9 +53,13 @@ class Verdict:
         "0 for ok and warn; 1 for fail and retrain."
         return int(self.state in ("fail", "retrain"))
 
+    def to_json(self) -> str:
+        "Write it as JSON."
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False)
+
     def save(self, path) -> Path:
-        "Write it as JSON, for CI to act on."
-        return write_atomic(path, json.dumps(asdict(self), indent=1, ensure_ascii=False))
+        "Write it to a file, for CI to act on."
+        return write_atomic(path, self.to_json())
 
 
 PLAIN = Policy()
@@ -177,6 +182,8 @@ def check(
         course = timeline(slide(panes(comparable(now, keep=time), time, every, like=was) if seen is None else coarser(seen, every)), was, limits)
         changes = find_changes(comparable(now, keep=time), time, was, label) if not isinstance(now, Profile) else None
     today = whole.profile if seen is not None else now if isinstance(now, Profile) else profile(comparable(now), like=was)
+    for name in {*limits.columns, *limits.ignore} - {*was.columns, *today.columns, label, time, "(all together)"}:
+        raise MonitorError(f'the limits name a column "{name}" that neither table has.{suggest(name, {**was.columns, **today.columns})}')
     drift = compare(was, today, limits)
     quality = history = None
     if not isinstance(now, Profile):
