@@ -260,4 +260,4 @@ class Batcher:
         else:
             for _ in self.threads:
                 self.work.put(None)
-            self.measure = lambda batch, seconds: None  # who is told holds the batcher, and a ring of the two would outlive the model
+            self.run = self.measure = lambda *_: None  # who is told holds the batcher, and a ring of the two would outlive the model
