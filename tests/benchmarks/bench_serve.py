@@ -427,12 +427,12 @@ def large(home: Path) -> list[dict]:
     "Liveness while large bodies come one after the other: as much JSON as may be, and binary."
     values = np.random.default_rng(2).normal(size=(4096, 100)).astype(np.float32)
     rows = []
-    with serving(home / "mlp", core=CORES[0]) as server:
-        port = int(server.url.rsplit(":", 1)[1].strip("/"))
-        for what, (body, headers) in (("JSON", as_json("x", values)), ("binary", as_binary("x", values))):
+    for what, (body, headers) in (("JSON", as_json("x", values)), ("binary", as_binary("x", values))):
+        with serving(home / "mlp", core=CORES[0]) as server:
+            port = int(server.url.rsplit(":", 1)[1].strip("/"))
             with probed(port) as seen:
                 row = load(home, port, "/v2/models/mlp/infer", body, headers, server.process.pid, 4)
-            rows += [{"what": f"mlkit: MLP, 4,096 rows in {len(body) / 1e6:.1f} MB of {what}"} | row, liveness(f"bodies of {len(body) / 1e6:.1f} MB of {what} come", seen)]
+        rows += [{"what": f"mlkit: MLP, 4,096 rows in {len(body) / 1e6:.1f} MB of {what}"} | row, liveness(f"bodies of {len(body) / 1e6:.1f} MB of {what} come", seen)]
     return rows
 
 
