@@ -247,6 +247,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'mlkit.cli.monitor._before': ('cli/monitor.html#_before', 'mlkit/cli/monitor.py'),
                                    'mlkit.cli.monitor._checked': ('cli/monitor.html#_checked', 'mlkit/cli/monitor.py'),
                                    'mlkit.cli.monitor._close': ('cli/monitor.html#_close', 'mlkit/cli/monitor.py'),
+                                   'mlkit.cli.monitor._count': ('cli/monitor.html#_count', 'mlkit/cli/monitor.py'),
                                    'mlkit.cli.monitor._current': ('cli/monitor.html#_current', 'mlkit/cli/monitor.py'),
                                    'mlkit.cli.monitor._lateness': ('cli/monitor.html#_lateness', 'mlkit/cli/monitor.py'),
                                    'mlkit.cli.monitor._made': ('cli/monitor.html#_made', 'mlkit/cli/monitor.py'),

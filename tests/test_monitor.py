@@ -268,6 +268,7 @@ def test_a_wrong_request_names_what_is_wrong(files):
     for words, said in wrong.items():
         assert said in mlkit("monitor", *words, check=2, cwd=files).stderr
     assert "from 0 to 1" in mlkit("monitor", "train.parquet", "today.parquet", "--effect", "7", check=2, cwd=files).stderr
+    assert "0 or more, is needed" in mlkit("monitor", "train.parquet", "today.parquet", "--min-rows", "-5", check=2, cwd=files).stderr
 
 
 def test_folders_of_images_are_compared_by_what_the_images_show(tmp_path):

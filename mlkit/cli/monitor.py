@@ -265,6 +265,13 @@ def _share(text: str) -> float:
     return value
 
 
+def _count(text: str) -> int:
+    "Read a number of rows."
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f'a whole number, 0 or more, is needed, not "{text}"')
+    return int(text)
+
+
 def add_commands(commands):
     "Add `mlkit monitor`."
     command = commands.add_parser("monitor", help="compare data with a baseline: drift, quality, health", description="Compare data with a baseline; without CURRENT, show what BASELINE holds.")
@@ -281,7 +288,7 @@ def add_commands(commands):
     command.add_argument("--effect", type=_share, default=0.1, help="share of rows that must lie elsewhere; default: 0.1")
     command.add_argument("--limit", action="append", default=[], metavar="COLUMN=EFFECT", help="the same for one column")
     command.add_argument("--alpha", type=_share, default=0.01, help="false discovery rate over all columns; default: 0.01")
-    command.add_argument("--min-rows", type=int, default=100, metavar="N", help="with fewer rows there is no verdict; default: 100")
+    command.add_argument("--min-rows", type=_count, default=100, metavar="N", help="with fewer rows there is no verdict; default: 100")
     command.add_argument("--ignore", action="append", default=[], metavar="COLUMN", help="a column that may change as it likes")
     command.add_argument("--label", default="label", metavar="COLUMN", help="true labels, in either table; default: label")
     command.add_argument("--bundle", metavar="FOLDER", help="a model whose answers are added to tables that have none")
@@ -292,7 +299,7 @@ def add_commands(commands):
     command.add_argument("--version", metavar="V", help="of a server's samples take those that this version answered")
     command.add_argument("--time", metavar="COLUMN", help="times of the current rows: adds time lines, and since when a level has changed")
     command.add_argument("--every", default="1d", metavar="SPAN", help="its windows: 1h, 1d, 1w; default: 1d")
-    command.add_argument("--rows", type=int, default=1000, metavar="N", help="rows that a saved profile keeps as they are, 0 for none; default: 1000")
+    command.add_argument("--rows", type=_count, default=1000, metavar="N", help="rows that a saved profile keeps as they are, 0 for none; default: 1000")
     command.add_argument("--metrics", action="append", default=[], metavar="PAGE", help="a server's metrics, file or URL; twice: the older first")
     command.add_argument("--seconds", type=float, metavar="S", help="time between the two")
     command.add_argument("--data-age", metavar="SPAN", help="how old the newest current row may be: 1h, 1d, 1w ...")
