@@ -6,8 +6,8 @@
 __all__ = ['add_commands']
 
 # %% ../../nbs/cli/04_monitor.ipynb #f4443287
-import argparse
 from pathlib import Path
+from .values import count, share
 
 # %% ../../nbs/cli/04_monitor.ipynb #b827dd5e
 def _open(name: str):
@@ -254,24 +254,6 @@ def _close(args, report) -> int:
     return 0 if promotion.passed else 1
 
 # %% ../../nbs/cli/04_monitor.ipynb #b3f67a04
-def _share(text: str) -> float:
-    "Read a number from 0 to 1."
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f'a number from 0 to 1 is needed, not "{text}"')
-    return value
-
-
-def _count(text: str) -> int:
-    "Read a number of rows."
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f'a whole number, 0 or more, is needed, not "{text}"')
-    return int(text)
-
-
 def add_commands(commands):
     "Add `mlkit monitor`."
     command = commands.add_parser("monitor", help="compare data with a baseline: drift, quality, health", description="Compare data with a baseline; without CURRENT, show what BASELINE holds.")
@@ -283,12 +265,12 @@ def add_commands(commands):
     command.add_argument("--verdict", type=Path, metavar="FILE", help="write the verdict and its reasons as JSON")
     command.add_argument("--save", type=Path, metavar="FILE", help="save the profile of BASELINE")
     command.add_argument("--policy", choices=("warn", "fail", "retrain"), default="warn", help="what an alarm leads to; fail and retrain exit with 1; default: warn")
-    command.add_argument("--share", type=_share, default=0.0, help="alarms in no more than this share of the columns only warn; default: 0")
-    command.add_argument("--drop", type=_share, default=0.05, help="how far a metric may fall; default: 0.05")
-    command.add_argument("--effect", type=_share, default=0.1, help="share of rows that must lie elsewhere; default: 0.1")
+    command.add_argument("--share", type=share, default=0.0, help="alarms in no more than this share of the columns only warn; default: 0")
+    command.add_argument("--drop", type=share, default=0.05, help="how far a metric may fall; default: 0.05")
+    command.add_argument("--effect", type=share, default=0.1, help="share of rows that must lie elsewhere; default: 0.1")
     command.add_argument("--limit", action="append", default=[], metavar="COLUMN=EFFECT", help="the same for one column")
-    command.add_argument("--alpha", type=_share, default=0.01, help="false discovery rate over all columns; default: 0.01")
-    command.add_argument("--min-rows", type=_count, default=100, metavar="N", help="with fewer rows there is no verdict; default: 100")
+    command.add_argument("--alpha", type=share, default=0.01, help="false discovery rate over all columns; default: 0.01")
+    command.add_argument("--min-rows", type=count, default=100, metavar="N", help="with fewer rows there is no verdict; default: 100")
     command.add_argument("--ignore", action="append", default=[], metavar="COLUMN", help="a column that may change as it likes")
     command.add_argument("--label", default="label", metavar="COLUMN", help="true labels, in either table; default: label")
     command.add_argument("--bundle", metavar="FOLDER", help="a model whose answers are added to tables that have none")
@@ -299,7 +281,7 @@ def add_commands(commands):
     command.add_argument("--version", metavar="V", help="of a server's samples take those that this version answered")
     command.add_argument("--time", metavar="COLUMN", help="times of the current rows: adds time lines, and since when a level has changed")
     command.add_argument("--every", default="1d", metavar="SPAN", help="its windows: 1h, 1d, 1w; default: 1d")
-    command.add_argument("--rows", type=_count, default=1000, metavar="N", help="rows that a saved profile keeps as they are, 0 for none; default: 1000")
+    command.add_argument("--rows", type=count, default=1000, metavar="N", help="rows that a saved profile keeps as they are, 0 for none; default: 1000")
     command.add_argument("--metrics", action="append", default=[], metavar="PAGE", help="a server's metrics, file or URL; twice: the older first")
     command.add_argument("--seconds", type=float, metavar="S", help="time between the two")
     command.add_argument("--data-age", metavar="SPAN", help="how old the newest current row may be: 1h, 1d, 1w ...")

@@ -8,6 +8,7 @@ __all__ = ['add_commands']
 # %% ../../nbs/cli/06_optimize.ipynb #15e73af9
 import sys
 from pathlib import Path
+from .values import duration, positive
 
 # %% ../../nbs/cli/06_optimize.ipynb #d4af4a70
 def _optimize(args) -> int:
@@ -73,24 +74,8 @@ def add_commands(commands):
     command.add_argument("--size-mb", type=float, metavar="X", help="what the network may weigh")
     command.add_argument("--max-drop", type=float, default=0.005, metavar="X", help="share of right answers that may be lost, or of the error that may be added; default: 0.005")
     command.add_argument("-o", "--output", type=Path, metavar="DIR", help="where the chosen bundle goes; without it nothing is written")
-    command.add_argument("--threads", type=_count, default=1, metavar="N", help="of the network; default: 1")
-    command.add_argument("--rows", type=_count, default=1, metavar="N", help="in the call that is timed; default: 1")
-    command.add_argument("--seconds", type=_seconds, default=1.0, metavar="X", help="of timing for each candidate; default: 1")
+    command.add_argument("--threads", type=positive, default=1, metavar="N", help="of the network; default: 1")
+    command.add_argument("--rows", type=positive, default=1, metavar="N", help="in the call that is timed; default: 1")
+    command.add_argument("--seconds", type=duration, default=1.0, metavar="X", help="of timing for each candidate; default: 1")
     command.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
     command.set_defaults(call=_optimize)
-
-
-def _count(text: str) -> int:
-    import argparse
-
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'a whole number of at least 1 is needed, not "{text}"')
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    import argparse
-
-    if not (value := float(text)) > 0:
-        raise argparse.ArgumentTypeError(f'more than 0 seconds are needed, not "{text}"')
-    return value

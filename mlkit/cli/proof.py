@@ -6,7 +6,8 @@
 __all__ = ['add_commands']
 
 # %% ../../nbs/cli/01a_proof.ipynb #a162dbdc
-from .main import newest_run, positive, read_values
+from .main import newest_run, read_values
+from .values import positive
 
 # %% ../../nbs/cli/01a_proof.ipynb #46b4be66
 def _verify(args) -> int:

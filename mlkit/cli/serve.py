@@ -8,34 +8,9 @@ __all__ = ['add_commands']
 # %% ../../nbs/cli/02_serve.ipynb #004ed598
 import argparse
 import os
+from .values import positive, seconds, share
 
 # %% ../../nbs/cli/02_serve.ipynb #00a599a0
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'a whole number of at least 1 is needed, not "{text}"')
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < 1e6:
-        raise argparse.ArgumentTypeError(f'a number of seconds is needed, not "{text}"')
-    return value
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f'a share from 0 to 1 is needed, not "{text}"')
-    return value
-
-
 def _with_share(text: str) -> tuple[str, float]:
     "Read BUNDLE=SHARE."
     bundle, _, share = text.rpartition("=")
@@ -74,28 +49,28 @@ def _serve(args) -> int:
 _options = (
     ("--host", str, None, "the address to listen on, 0.0.0.0 for all; default: 127.0.0.1, or as a cloud's environment says"),
     ("--port", int, None, "the port to listen on; default: 8080, or as a cloud's environment says"),
-    ("--workers", _positive, 1, "processes that share the port"),
-    ("--threads", _positive, 1, "threads of one run of a network"),
-    ("--lanes", _positive, 1, "runs of a network at the same time, in one process"),
-    ("--max-batch", _positive, 64, "rows in one run of a network at most"),
-    ("--queue", _positive, 1024, "rows that may wait, for each model"),
-    ("--latency-target", _seconds, 0.05, "seconds that one run of a network should take at most"),
-    ("--max-wait", _seconds, 1.0, "seconds that a request may have to wait; beyond it is refused with 429"),
-    ("--deadline", _seconds, 30.0, "seconds that a request may take at most"),
-    ("--max-body", _positive, 64, "MiB of a request, before and after decompression"),
-    ("--max-json", _positive, 8, "MiB of JSON"),
-    ("--max-rows", _positive, 4096, "rows of one request"),
-    ("--read-timeout", _seconds, 20.0, "seconds for a request to arrive"),
-    ("--drain", _seconds, 2.0, "seconds between saying not ready and taking no more connections"),
-    ("--grace", _seconds, 30.0, "seconds for requests that have begun, when stopping"),
-    ("--follow", _seconds, 10.0, "seconds between two looks at registry aliases"),
+    ("--workers", positive, 1, "processes that share the port"),
+    ("--threads", positive, 1, "threads of one run of a network"),
+    ("--lanes", positive, 1, "runs of a network at the same time, in one process"),
+    ("--max-batch", positive, 64, "rows in one run of a network at most"),
+    ("--queue", positive, 1024, "rows that may wait, for each model"),
+    ("--latency-target", seconds, 0.05, "seconds that one run of a network should take at most"),
+    ("--max-wait", seconds, 1.0, "seconds that a request may have to wait; beyond it is refused with 429"),
+    ("--deadline", seconds, 30.0, "seconds that a request may take at most"),
+    ("--max-body", positive, 64, "MiB of a request, before and after decompression"),
+    ("--max-json", positive, 8, "MiB of JSON"),
+    ("--max-rows", positive, 4096, "rows of one request"),
+    ("--read-timeout", seconds, 20.0, "seconds for a request to arrive"),
+    ("--drain", seconds, 2.0, "seconds between saying not ready and taking no more connections"),
+    ("--grace", seconds, 30.0, "seconds for requests that have begun, when stopping"),
+    ("--follow", seconds, 10.0, "seconds between two looks at registry aliases"),
     ("--repository", str, None, "a folder of bundles that may be loaded by name, with --manage"),
     ("--tokens", str, None, "a file of bearer tokens, NAME:TOKEN or NAME:TOKEN:manage on each line"),
     ("--tls-cert", str, None, "a certificate (PEM)"),
     ("--tls-key", str, None, "its key (PEM)"),
     ("--samples", str, None, "a folder for sampled requests and answers, as Parquet"),
-    ("--sample-share", _share, 0.01, "the share of requests that is kept there"),
-    ("--sketch-share", _share, 0.005, "the share of the processor time that sketches of all of them may take; 0 makes none"),
+    ("--sample-share", share, 0.01, "the share of requests that is kept there"),
+    ("--sketch-share", share, 0.005, "the share of the processor time that sketches of all of them may take; 0 makes none"),
 )
 
 
