@@ -33,7 +33,7 @@ with warnings.catch_warnings():
 class ImageModel(LightningModule):
     "A timm backbone and a head; what the head's numbers mean, the classes below say."
 
-    monitor, task, output = "validation_loss", "", "logits"
+    monitor, task, output, mixes = "validation_loss", "", "logits", True
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class ImageModel(LightningModule):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         "Score a batch of images, given as bytes or as floats from 0 to 255."
-        return self.network(images.contiguous(memory_format=torch.channels_last))
+        return self.network(images.contiguous(memory_format=torch.channels_last)).float()  # losses want full precision
 
     def train(self, mode: bool = True):
         "Switch to training; a frozen body's batch norms keep their statistics."
