@@ -83,7 +83,7 @@ class TextModel(LightningModule):
     def validation_step(self, batch, index):
         inputs, targets = batch
         answers = self(**inputs)
-        found = {"loss": self.loss(answers, targets), **self.quality(answers, targets)}
+        found = {"loss": self.loss(answers, targets, self.label_smoothing), **self.quality(answers, targets)}
         self.log_dict({f"validation_{name}": value for name, value in found.items()}, batch_size=len(targets))
 
     def configure_optimizers(self):
