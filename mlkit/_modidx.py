@@ -3541,6 +3541,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'mlkit/vision/models.py'),
                                      'mlkit.vision.models.ImageModel.make_network': ( 'vision/models.html#imagemodel.make_network',
                                                                                       'mlkit/vision/models.py'),
+                                     'mlkit.vision.models.ImageModel.mixes': ( 'vision/models.html#imagemodel.mixes',
+                                                                               'mlkit/vision/models.py'),
                                      'mlkit.vision.models.ImageModel.train': ( 'vision/models.html#imagemodel.train',
                                                                                'mlkit/vision/models.py'),
                                      'mlkit.vision.models.ImageModel.training_step': ( 'vision/models.html#imagemodel.training_step',

@@ -148,7 +148,7 @@ def test_samples_that_cannot_be_compared_say_why(workplace, tmp_path):
     pl.DataFrame({"request_id": ["z"], "label": ["1"]}).write_csv("labels.csv")
     wrong = {
         ("samples/texts",): "cannot be compared", ("samples/digits", "--labels", "labels.csv"): "no label belongs", ("samples/digits", "--labels", "labels.csv", "--key", "id"): '"id"',
-        ("samples/digits", "--labels", "gone.csv"): "gone.csv", ("samples/digits", "--since", "yesterday"): "--since takes a span", ("samples/digits", "--data-age", "old"): "--data-age takes a span", ("samples", "--since", "1d"): "samples/digits",
+        ("samples/digits", "--labels", "gone.csv"): "gone.csv", ("samples/digits", "--since", "yesterday"): "--since takes a span", ("samples/digits", "--data-age", "old"): "--data-age takes a span", ("samples", "--since", "1d"): "samples/digits", ("samples",): "holds samples of digits, texts: name the folder of one model, such as samples/digits",
     }  # fmt: skip
     for words, said in wrong.items():
         assert said in mlkit("monitor", "registry:digits@champion", *words, check=2).stderr

@@ -72,6 +72,8 @@ def _current(args, baseline):
         now, seen = served.frame, served.seen
         if seen:
             print(f"drift is measured on {sum(w.profile.rows for w in seen.panes):,} rows that were sketched in whole hours, the rest on {served.rows:,} that were kept", file=sys.stderr)
+    elif models := sorted(p.name for p in Path(args.current).glob("*/") if is_kept(p)):
+        raise MLKitError(f"{args.current} holds samples of {', '.join(models)}: name the folder of one model, such as {args.current}/{models[0]}.")
     elif args.since or args.version:
         raise MLKitError(f"--since and --version are for a server's samples, and {args.current} holds none: name the folder of one model, such as samples/digits.")
     else:

@@ -47,6 +47,23 @@ def _cut(parts: list[Moments], windows: list[list[int]], delta: float) -> tuple[
     first, best = int((over.max(1) > 0).argmax()), over.argmax(1)
     return (first, int(best[first]) + 1, "up" if gap[first, best[first]] > 0 else "down") if over[first].max() > 0 else None
 
+# %% ../../nbs/monitor/02a_adaptive.ipynb #94eee435
+def _measured(blocks: np.ndarray) -> list[Moments]:
+    means = blocks.mean(1)
+    measures = means, ((blocks - means[:, None]) ** 2).sum(1), blocks.min(1), blocks.max(1)
+    return [Moments(BLOCK, *each) for each in zip(*(m.tolist() for m in measures))] if len(blocks) else []
+
+
+def _merged(parts: list[Moments], sizes: list[int]) -> tuple[Moments, ...]:
+    "Add up parts to buckets of these sizes."
+    made, left = [], iter(parts)
+    for size in sizes:
+        bucket = next(left)
+        while bucket.n < size:
+            bucket += next(left)
+        made.append(bucket)
+    return tuple(made)
+
 # %% ../../nbs/monitor/02a_adaptive.ipynb #866d25fe
 @dataclass(frozen=True)
 class Adwin:
@@ -87,25 +104,8 @@ class Adwin:
         share = sum(b.n * b.mean for b in self.buckets) / self.width if self.buckets else math.nan
         return self.low + (self.high - self.low) * share
 
-
+# %% ../../nbs/monitor/02a_adaptive.ipynb #8ab479e2
 AHEAD = 256  # blocks that are judged in one go
-
-
-def _measured(blocks: np.ndarray) -> list[Moments]:
-    means = blocks.mean(1)
-    measures = means, ((blocks - means[:, None]) ** 2).sum(1), blocks.min(1), blocks.max(1)
-    return [Moments(BLOCK, *each) for each in zip(*(m.tolist() for m in measures))] if len(blocks) else []
-
-
-def _merged(parts: list[Moments], sizes: list[int]) -> tuple[Moments, ...]:
-    "Add up parts to buckets of these sizes."
-    made, left = [], iter(parts)
-    for size in sizes:
-        bucket = next(left)
-        while bucket.n < size:
-            bucket += next(left)
-        made.append(bucket)
-    return tuple(made)
 
 
 def _judged(state: Adwin, blocks: list[Moments]) -> tuple[Adwin, int]:

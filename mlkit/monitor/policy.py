@@ -61,7 +61,7 @@ class Verdict:
         "Write it to a file, for CI to act on."
         return write_atomic(path, self.to_json())
 
-
+# %% ../../nbs/monitor/06_policy.ipynb #92930eac
 PLAIN = Policy()
 
 
@@ -152,7 +152,7 @@ def _complete(now, label: str) -> bool:
         return label in now.columns and not now.columns[label].missing
     return label in now.collect_schema() and not now.lazy().select(pl.col(label).null_count()).collect().item()
 
-
+# %% ../../nbs/monitor/06_policy.ipynb #46492c73
 def check(
     before: Profile | pl.DataFrame | pl.LazyFrame,  # the baseline: a profile, or rows the model was not trained on, with labels if quality is wanted
     now: Profile | pl.DataFrame | pl.LazyFrame | None,  # None if there are only sketches, `seen`

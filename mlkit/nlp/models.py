@@ -37,7 +37,7 @@ class TextModel(LightningModule):
     "An encoder of transformers with a head; see its three children."
 
     tasks: tuple[str, ...] = ()
-    output, monitor, network_class = "logits", "validation_loss", TextNetwork
+    output, monitor, network_class, mixes = "logits", "validation_loss", TextNetwork, True
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class TextModel(LightningModule):
 
     def forward(self, **inputs) -> torch.Tensor:
         "Answer a batch of tokens, as `TextPreprocess` makes it."
-        return self.network(**inputs)
+        return self.network(**inputs).float()  # losses want full precision
 
     def training_step(self, batch, index):
         inputs, targets = batch
@@ -83,7 +83,7 @@ class TextModel(LightningModule):
     def validation_step(self, batch, index):
         inputs, targets = batch
         answers = self(**inputs)
-        found = {"loss": self.loss(answers, targets), **self.quality(answers, targets)}
+        found = {"loss": self.loss(answers, targets, self.label_smoothing), **self.quality(answers, targets)}
         self.log_dict({f"validation_{name}": value for name, value in found.items()}, batch_size=len(targets))
 
     def configure_optimizers(self):

@@ -51,7 +51,7 @@ def taught_by(student, teacher, task: str = "classification", temperature: float
         args, kwargs, output = heard.pop()
         with torch.no_grad():
             wanted = master.to(answered(output).device)(*args, **kwargs)
-        return (1 - weight) * loss + weight * divergence(answered(output), answered(wanted), task, temperature)
+        return (1 - weight) * loss + weight * divergence(answered(output).float(), answered(wanted).float(), task, temperature)
 
     hook = student.network.register_forward_hook(listen, with_kwargs=True)
     student.training_step = training_step

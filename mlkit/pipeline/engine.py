@@ -352,7 +352,7 @@ def execute(request: dict, channel) -> dict:
         tell({"event": "warning", "text": text})
     return scrub.deep(end)
 
-
+# %% ../../nbs/pipeline/07_engine.ipynb #9fffe558
 def _report(request: dict) -> str:
     return f"{request['journal']}.watch"
 

@@ -41,11 +41,15 @@ def weights_digest(model) -> str:
     return digest.hexdigest()
 
 # %% ../../nbs/train/00_basics.ipynb #337aa2f1
-def choose_precision() -> str:  # in the words of Lightning's Trainer
-    "Choose mixed precision where the hardware gains from it: bfloat16 on GPUs that have it, else float32."
+def choose_precision(model=None) -> str:  # in the words of Lightning's Trainer
+    "Choose mixed precision where the hardware gains from it: bfloat16 on GPUs that have it, and on processors with matrix units for a model that mixes and has no grouped convolutions; else float32."
     import torch
 
-    return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    units = getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)  # older ones of torch cannot tell
+    gains = getattr(model, "mixes", False) and all(getattr(m, "groups", 1) == 1 for m in model.modules())
+    return "bf16-mixed" if units and gains else "32-true"
 
 # %% ../../nbs/train/00_basics.ipynb #533be676
 def class_weights(

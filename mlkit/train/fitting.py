@@ -173,7 +173,7 @@ def fit(
         raise TrainError(f"epochs must be 1 or more, not {epochs}.")
     if resume and not folder:
         raise TrainError("resume=True needs a folder: the one that the training was started with.")
-    settings = {"seed": seed, "epochs": epochs, "threads": use_threads(threads), "precision": choose_precision() if precision == "auto" else precision}
+    settings = {"seed": seed, "epochs": epochs, "threads": use_threads(threads), "precision": choose_precision(model) if precision == "auto" else precision}
     options = {"gradient_clip_val": clip, "accumulate_grad_batches": accumulate, "precision": settings["precision"], **trainer}
     settings |= {k: v for k, v in {"patience": patience, "average": average, "clip": clip, "accumulate": accumulate}.items() if v not in (None, 1)}
     monitor = monitor or getattr(model, "monitor", "validation_loss")

@@ -73,6 +73,12 @@ class ImageModel(LightningModule):
         self.register_buffer("class_weights", None if given is None else torch.as_tensor(given, dtype=torch.float32), persistent=False)
         self.hparams.update({"arch": arch, **learning, **options})
 
+    @property
+    def mixes(self) -> bool:
+        "Tell whether half precision is safe on a processor: a strided convolution of a map of one pixel gets senseless gradients there (oneDNN 3.12), and images under 64 pixels may shrink to one."
+        strided = any(max(m.stride) > 1 and max(m.kernel_size) > 1 for m in self.modules() if isinstance(m, torch.nn.Conv2d))
+        return not strided or min(self.prepare.height, self.prepare.width) >= 64
+
     def make_network(self, backbone: torch.nn.Module, scaling, data: ImageData) -> torch.nn.Module:
         "Put scaling around a backbone."
         return Network(backbone, *scaling)
@@ -85,7 +91,7 @@ class ImageModel(LightningModule):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         "Score a batch of images, given as bytes or as floats from 0 to 255."
-        return self.network(images.contiguous(memory_format=torch.channels_last))
+        return self.network(images.contiguous(memory_format=torch.channels_last)).float()  # losses want full precision
 
     def train(self, mode: bool = True):
         "Switch to training; a frozen body's batch norms keep their statistics."
@@ -105,7 +111,8 @@ class ImageModel(LightningModule):
     def validation_step(self, batch, index):
         images, targets = batch
         scores = self(images)
-        for name, value in {"loss": self.loss(scores, targets), **self.measures(scores, targets)}.items():
+        loss = self.loss(scores, targets, self.learning["label_smoothing"])  # what is learnt: of the plain loss the last epochs may lose some while answers get better
+        for name, value in {"loss": loss, **self.measures(scores, targets)}.items():
             self.log(f"validation_{name}", value, batch_size=len(targets))
 
     def configure_optimizers(self):
