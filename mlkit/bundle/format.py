@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
-from ..core.digest import bytes_digest
+from ..core.digest import bytes_digest, read_digested
 from ..core.errors import MLKitError, suggest
 
 SCHEMA = 1  # the version of bundle.json that this mlkit writes; it reads this one and older ones
@@ -203,11 +203,11 @@ def _present(folder: Path) -> set[str]:
 def _checked(folder: Path, name: str, entry: dict) -> bytes:
     "Read a file of a bundle and compare its digest."
     try:
-        data = (folder / name).read_bytes()
+        data, digest = read_digested(folder / name)
     except FileNotFoundError:
         raise BundleError(f"{folder}: {name} is missing.") from None
     except OSError as error:
         raise BundleError(f"{folder}: {name} cannot be read: {error.strerror}.") from None
-    if bytes_digest(data) != entry.get("sha256"):
+    if digest != entry.get("sha256"):
         raise BundleError(f"{folder}: {name} is damaged or was changed ({len(data)} bytes, expected {entry.get('size')}); fetch the bundle again.")
     return data

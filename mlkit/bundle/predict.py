@@ -10,7 +10,9 @@ __all__ = ['MODEL', 'GOLDEN', 'BATCH', 'open_session', 'tensors', 'check_signatu
 import io
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 import numpy as np
@@ -42,9 +44,11 @@ def open_session(model: bytes, threads: int | None = None):
     options.log_severity_level = 3
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.path.join(os.sep, "no external data"))
     try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common base class
         raise BundleError(f"onnxruntime {ort.__version__} cannot load {MODEL}: {error}") from None
+    session._model_bytes = None  # of use for a change of providers only, and as large as the model
+    return session
 
 # %% ../../nbs/bundle/04_predict.ipynb #9616d895
 _DTYPES = {"float": "float32", "double": "float64"}  # where onnxruntime and numpy disagree
@@ -106,7 +110,9 @@ class Bundle:
             from mlkit.bundle.registry import resolve
 
             folder = resolve(folder)
-        manifest, contents = read_bundle(folder)
+        with ThreadPoolExecutor(1) as aside:
+            aside.submit(import_module, "onnxruntime")  # takes about as long as reading
+            manifest, contents = read_bundle(folder)
         bundle = _assembled(folder, manifest, contents, threads)
         if replay:
             bundle.replay(_golden(contents, folder))
@@ -170,8 +176,11 @@ def _needed(contents: dict[str, bytes], name: str, folder) -> bytes:
 
 def _assembled(folder, manifest: Manifest, contents: dict[str, bytes], threads: int | None) -> Bundle:
     "Put a bundle together from its parts and see that they fit each other."
-    task, prepare = task_of(manifest), preprocessing(manifest.preprocess, contents)
-    session = open_session(_needed(contents, MODEL, folder), threads)
+    task, model = task_of(manifest), _needed(contents, MODEL, folder)
+    with ThreadPoolExecutor(1) as aside:
+        opened = aside.submit(open_session, model, threads)
+        prepare = preprocessing(manifest.preprocess, contents)  # a tokenizer takes a while as well
+    session = opened.result()
     check_signature(manifest, session)
     return Bundle(Path(folder), manifest, session, prepare, task)
 
