@@ -162,6 +162,7 @@ def put_folder(
     mark: str = MANIFEST,  # what a folder that may be replaced has in it
 ) -> Path:
     "Write a folder aside and put it in its place; what stood there goes only when the new one is whole. Raises `BundleError` if that is something else."
+    folder = Path(os.path.abspath(folder))  # what a path through a folder that is not there yet leads to, is looked at as well
     if folder.is_file() or folder.exists() and any(folder.iterdir()) and not (folder / mark).is_file():
         raise BundleError(f"{folder} exists and {'is no bundle' if mark == MANIFEST else f'has no {mark}'}; choose another name or remove it.")
     aside, old = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}") for _ in range(2))
