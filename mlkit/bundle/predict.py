@@ -137,12 +137,17 @@ class Bundle:
         if batch_size < 1:
             raise BundleError(f"batch_size is 1 or more, not {batch_size}.")
         frame = _needed_columns(frame, self.manifest)
-        parts = [frame[i : i + batch_size] for i in range(0, max(1, len(frame)), batch_size)]
-        return pl.concat([self._answer(part, base) for part in parts])
+        return pl.concat([self._answer(frame[i : i + batch_size], i, base) for i in range(0, max(1, len(frame)), batch_size)])
 
-    def _answer(self, frame: pl.DataFrame, base: Path | None) -> pl.DataFrame:
-        arrays = prepared(frame, self.prepare, base) if len(frame) else {}
-        return self.task.answer(self.manifest, _outputs(self.session, self.manifest, arrays, len(frame)), arrays)
+    def _answer(self, frame: pl.DataFrame, first: int, base: Path | None) -> pl.DataFrame:
+        "Answer one batch, whose rows begin with number `first`."
+        try:
+            arrays = prepared(frame, self.prepare, base) if len(frame) else {}
+            return self.task.answer(self.manifest, _outputs(self.session, self.manifest, arrays, len(frame)), arrays)
+        except BundleError as error:
+            if not first:
+                raise
+            raise BundleError(f"counted from row {first}, {error}") from None
 
     def replay(self, golden: pl.DataFrame) -> float:
         "Answer the golden inputs again; returns the largest relative difference. Raises `BundleError` if it is beyond the tolerance."
