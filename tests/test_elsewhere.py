@@ -110,3 +110,65 @@ def test_the_command_line_packages_what_it_is_given(tmp_path):
     (tmp_path / "config.json").write_text('{"architecture": "resnet18"}')
     assert "are for ONNX and Keras" in mlkit("bundle", "make", tmp_path, tmp_path / "rows.parquet", tmp_path / "x", "--task", "raw", check=2).stderr
     assert not (tmp_path / "x").exists() and len(Bundle.load(tmp_path / "made").predict(rows)) == 2
+
+
+def made_of(*nodes, given=onnx.TensorProto.FLOAT, gives=onnx.TensorProto.FLOAT, outputs=None) -> bytes:
+    "An ONNX file that takes two numbers a row as x and gives as many as y, or whatever outputs are said."
+    x, y = onnx.helper.make_tensor_value_info("x", given, ["n", 2]), onnx.helper.make_tensor_value_info("y", gives, ["n", 2])
+    opsets = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("ai.onnx.ml", 3)]
+    return onnx.helper.make_model(onnx.helper.make_graph(list(nodes), "made", [x], outputs or [y]), opset_imports=opsets, ir_version=10).SerializeToString()
+
+
+PAIRS, NODE = pl.DataFrame({"x": [[1.0, 2.0], [3.0, -4.0]]}), onnx.helper.make_node
+
+
+@pytest.mark.parametrize("kind, name", [(onnx.TensorProto.STRING, "string"), (onnx.TensorProto.BFLOAT16, "bfloat16")])
+def test_what_numpy_has_no_numbers_for_is_named(tmp_path, kind, name):
+    with pytest.raises(BundleError, match=f"y: {name}.*only numbers"):
+        from_onnx(tmp_path / "model", made_of(NODE("Cast", ["x"], ["y"], to=kind), gives=kind), PAIRS)
+    with pytest.raises(BundleError, match=f"x: {name}.*only numbers"):
+        from_onnx(tmp_path / "model", made_of(NODE("Cast", ["x"], ["y"], to=onnx.TensorProto.FLOAT), given=kind), PAIRS)
+    assert not (tmp_path / "model").exists()
+
+
+def test_yes_and_no_are_answers_too(tmp_path):
+    bundle = from_onnx(tmp_path / "model", made_of(NODE("Cast", ["x"], ["y"], to=onnx.TensorProto.BOOL), gives=onnx.TensorProto.BOOL), PAIRS)
+    assert bundle.predict(pl.DataFrame({"x": [[0.0, 2.0]]}))["y"].to_list() == [[False, True]]
+
+
+@pytest.mark.parametrize("task", ["classification", "multilabel"])
+def test_probabilities_in_half_precision_that_are_0_or_1_stay_what_they_are(tmp_path, task):
+    half, certain = onnx.TensorProto.FLOAT16, [[0.0, 1.0], [1.0, 0.0]]
+    bundle = from_onnx(tmp_path / "model", made_of(NODE("Identity", ["x"], ["y"]), given=half, gives=half), pl.DataFrame({"x": certain}), task, probabilities=True, labels=("a", "b"))
+    assert np.allclose(bundle.predict(pl.DataFrame({"x": certain}))["probabilities"].to_numpy(), certain, atol=2e-3)
+
+
+def test_a_classifier_of_scikit_learn_is_read_without_the_words_beside_its_probabilities(tmp_path):
+    words = NODE("LabelEncoder", ["best"], ["label"], domain="ai.onnx.ml", keys_int64s=[0, 1], values_strings=["no", "yes"])
+    nodes = [NODE("Softmax", ["x"], ["probabilities"]), NODE("ArgMax", ["x"], ["best"], axis=1, keepdims=0), words]
+    label, probabilities = onnx.helper.make_tensor_value_info("label", onnx.TensorProto.STRING, ["n"]), onnx.helper.make_tensor_value_info("probabilities", onnx.TensorProto.FLOAT, ["n", 2])
+    bundle = from_onnx(tmp_path / "model", made_of(*nodes, outputs=[label, probabilities]), PAIRS, "classification", output="probabilities", probabilities=True, labels=("no", "yes"))
+    assert bundle.predict(PAIRS)["prediction"].to_list() == ["yes", "no"]
+    wrapped = onnx.helper.make_tensor_sequence_value_info("maps", onnx.TensorProto.FLOAT, None)
+    with pytest.raises(BundleError, match="no tensor.*zipmap"):
+        from_onnx(tmp_path / "other", made_of(NODE("SequenceConstruct", ["x"], ["maps"]), outputs=[wrapped]), PAIRS, "classification", output="maps")
+
+
+TWICE = made_of(NODE("Add", ["x", "x"], ["y"]))
+WRONG = {
+    "rows that have no answer": (TWICE, pl.DataFrame({"x": [[1.0, 2.0], [1.0, float("nan")]]}), {}, "golden row 1 with NaN or infinity in y"),
+    "rows in a dict": (TWICE, {"x": [[1.0, 2.0]]}, {}, "DataFrame of polars, not dict"),
+    "numbers for labels": (TWICE, PAIRS, {"task": "classification", "labels": (0, 1)}, "a label is a word, not 0"),
+    "a word for labels": (TWICE, PAIRS, {"task": "classification", "labels": "ab"}, "labels cannot be 'ab'"),
+    "a metric that is no number": (TWICE, PAIRS, {"metrics": {"accuracy": float("nan")}}, "metrics cannot be written.*nan"),
+    "a metric of numpy": (TWICE, PAIRS, {"metrics": {"accuracy": np.float32(0.9)}}, "metrics cannot be written.*float32"),
+    "a field of another name": (TWICE, PAIRS, {"lables": ("a", "b")}, 'Did you mean "labels"'),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_be_packaged_is_told_and_nothing_is_written(tmp_path, name):
+    model, golden, more, words = WRONG[name]
+    with pytest.raises(BundleError, match=words) as told:
+        from_onnx(tmp_path / "model", model, golden, **more)
+    assert len(str(told.value).splitlines()) == 1 and not list(tmp_path.iterdir())

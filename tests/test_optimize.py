@@ -143,6 +143,21 @@ def test_a_step_that_breaks_the_network_spoils_nothing_else(bundle, rows, monkey
     assert result.chosen is not None and len(result.trials) == 4
 
 
+def test_a_network_that_takes_single_rows_only_spoils_nothing_else(bundle, rows, monkeypatch):
+    from mlkit.optimize import searching
+
+    def single(model, feeds):
+        made = onnx.load_from_string(model)
+        made.graph.node[1].CopyFrom(helper.make_node("Reshape", ["x", "one row"], ["flat"]))
+        made.graph.initializer.append(numpy_helper.from_array(np.array([1, 64]), "one row"))
+        return made.SerializeToString()
+
+    monkeypatch.setitem(searching.STEPS, "single", single)
+    result = search(bundle, rows, label="label", recipes=(("single",), ("static int8 (minmax)",)), **QUICK)
+    refused = {t.name: t.refused for t in result.trials}
+    assert "does not run" in refused["single"][0] and result.chosen is not None and len(result.trials) == 3
+
+
 def test_without_labels_the_answers_of_before_count(bundle, rows, monkeypatch):
     from mlkit.optimize import searching
 

@@ -136,6 +136,8 @@ def test_only_what_is_signed_passes_where_a_key_is_asked_for(tmp_path):
     for key in (private, tmp_path, tmp_path / "none.pem"):
         with pytest.raises(BundleError, match="cannot be used as a public key"):
             verify(tmp_path / "a", key)
+    with pytest.raises(BundleError, match="There is no public key"):
+        Gates(key=tmp_path / "none.pem")
     sign(tmp_path / "a", private)
     assert registry.push(tmp_path / "a") == 2 and registry.promote("line", gates=Gates(key=public)).passed
 
@@ -217,9 +219,10 @@ def test_pulling_never_replaces_what_is_no_bundle(tmp_path):
     registry.push(line(tmp_path / "a"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("keep")
-    with pytest.raises(BundleError, match="is no bundle"):
-        registry.pull("line", 1, tmp_path / "mine")
-    assert (tmp_path / "mine/notes.txt").read_text() == "keep"
+    for way in (tmp_path / "mine", tmp_path / "nowhere/../mine"):
+        with pytest.raises(BundleError, match="is no bundle"):
+            registry.pull("line", 1, way)
+        assert (tmp_path / "mine/notes.txt").read_text() == "keep"
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../x", "7", "x" * 101, "a b"])

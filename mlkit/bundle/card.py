@@ -9,7 +9,6 @@ __all__ = ['CARD', 'origin', 'intervals', 'card']
 import json
 import os
 import subprocess
-import yaml
 from .format import Manifest
 
 CARD = "card.md"
@@ -95,6 +94,8 @@ def _use(manifest: Manifest) -> str:
 # %% ../../nbs/bundle/03_card.ipynb #cdd61126
 def card(manifest: Manifest) -> str:
     "Write the model card of a bundle, Markdown with YAML front matter as Hugging Face's hub reads it."
+    import yaml
+
     about = manifest.about
     unsaid = "Nobody has said it: set `about` when packaging."
     labels = f"\n\nIt tells apart: {', '.join(manifest.labels[:50])}{', ...' if len(manifest.labels) > 50 else ''}." if manifest.labels else ""

@@ -7,11 +7,10 @@ __all__ = ['from_onnx', 'from_keras']
 
 # %% ../../nbs/bundle/10_elsewhere.ipynb #fcee328b
 import tempfile
-from dataclasses import fields
 from pathlib import Path
 import numpy as np
 import polars as pl
-from .format import BundleError, Manifest, Tensor
+from .format import BundleError, Manifest, Tensor, check_said
 from .inputs import NumericPreprocess, numbers
 from .predict import Bundle, open_session, package, tensors
 from .tasks import TASKS
@@ -41,8 +40,8 @@ def _undo(graph, task: str, source: str, target: str, dtype):
     "Add nodes that turn probabilities into the scores that a task starts from."
     from onnx import helper, numpy_helper
 
-    one, low, high = "mlkit_one", "mlkit_low", "mlkit_high"
-    for name, value in {one: 1, low: 1e-12, high: 1 - 1e-6}.items():
+    one, low, high, held = "mlkit_one", "mlkit_low", "mlkit_high", np.finfo(dtype)
+    for name, value in {one: 1, low: max(1e-12, held.tiny), high: 1 - max(1e-6, held.eps)}.items():
         graph.initializer.append(numpy_helper.from_array(np.array(value, dtype), name))
     steps = [("Max", [source, low], "mlkit_p"), ("Log", ["mlkit_p"], target)]
     if task == "multilabel":
@@ -62,12 +61,25 @@ def _adapted(model, task: str, output: str | None, probabilities: bool):
         return model
     if output not in there:
         raise BundleError(f'The task "{task}" reads one output: say which with output=.{suggest(output, there)}')
+    if not there[output].type.HasField("tensor_type"):
+        raise BundleError(f'The output "{output}" is no tensor: export without what wraps it (scikit-learn: options={{"zipmap": False}}).')
     _renamed(graph, output, "mlkit_given")
     if probabilities:
         _undo(graph, task, "mlkit_given", wanted, helper.tensor_dtype_to_np_dtype(there[output].type.tensor_type.elem_type))
     else:
         graph.node.append(helper.make_node("Identity", ["mlkit_given"], [wanted]))
     there[output].name = wanted
+    return model
+
+
+def _useful(model, task: str):
+    "Leave out outputs that are no numbers, such as the labels beside the probabilities of scikit-learn, if the task reads another one."
+    from onnx import TensorProto
+
+    numbers = [o for o in model.graph.output if o.type.HasField("tensor_type") and o.type.tensor_type.elem_type != TensorProto.STRING]
+    if TASKS[task].output in (o.name for o in numbers):
+        del model.graph.output[:]
+        model.graph.output.extend(numbers)
     return model
 
 # %% ../../nbs/bundle/10_elsewhere.ipynb #1b517751
@@ -111,7 +123,7 @@ def from_onnx(
 ) -> Bundle:
     "Package an ONNX file. Raises `BundleError` for a model that cannot be relied on."
     _check_words(task, said)
-    content = _adapted(_called(_freed(_read(model)), inputs or {}), task, output, probabilities).SerializeToString()
+    content = _useful(_adapted(_called(_freed(_read(model)), inputs or {}), task, output, probabilities), task).SerializeToString()
     session = open_session(content)
     given, outputs = tensors(session.get_inputs()), tensors(session.get_outputs())
     described = {"name": "model" if isinstance(model, bytes) else Path(model).stem, "labels": _numbered(task, outputs)} | said
@@ -123,9 +135,7 @@ def from_onnx(
 def _check_words(task: str, said: dict):
     if task not in TASKS:
         raise BundleError(f'The task "{task}" is unknown here.{suggest(task, TASKS)}')
-    known = {f.name for f in fields(Manifest)} - {"task", "inputs", "outputs", "preprocess", "files", "schema"}
-    if unknown := sorted(set(said) - known):
-        raise BundleError(f'A bundle has no "{unknown[0]}".{suggest(unknown[0], known)}')
+    check_said(said)
 
 
 def _numbered(task: str, outputs: tuple[Tensor, ...]) -> tuple[str, ...]:

@@ -117,6 +117,8 @@ class Gates:
     def __post_init__(self):
         if not 0 <= self.max_drop < math.inf:
             raise BundleError(f"max_drop is a number of at least 0, not {self.max_drop}.")
+        if self.key and not Path(self.key).is_file():
+            raise BundleError(f"There is no public key {self.key}.")
 
 
 def check(

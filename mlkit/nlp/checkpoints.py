@@ -7,15 +7,14 @@ __all__ = ['find_purpose', 'Scores', 'own_answers', 'from_huggingface']
 
 # %% ../../nbs/nlp/05_checkpoints.ipynb #d14aeaaa
 import json
-from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
-from ..bundle.format import Manifest, Tensor
+from ..bundle.format import Manifest, Tensor, check_said
 from ..bundle.predict import Bundle, package
 from ..data.tables import require
-from ..data.texts import TOKENIZER, TextPreprocess
+from ..data.texts import TOKENIZER, TextPreprocess, as_texts
 from .data import locate_model, no_model, read_tokenizer
 from .embeddings import Embedder
 from .models import axes_of, versions
@@ -25,13 +24,14 @@ from .spans import NLPError
 # %% ../../nbs/nlp/05_checkpoints.ipynb #75f5e8aa
 _HEADS = {"ForSequenceClassification": "AutoModelForSequenceClassification", "ForTokenClassification": "AutoModelForTokenClassification"}
 _HEADLESS = ("Model", "ForMaskedLM", "ForPreTraining")
+_WRITERS = ("LMHeadModel", "DoubleHeadsModel")  # which foretell the next word
 
 
 def find_purpose(config) -> tuple[str, str | None]:  # the task, and the class of transformers that opens it
     "Read from a configuration what a checkpoint does. Raises `NLPError` for what cannot be a bundle."
     said = (getattr(config, "architectures", None) or ["Model"])[0]
     kind = next((k for k in _HEADS if said.endswith(k)), None)
-    if kind is None and said.endswith(_HEADLESS):
+    if kind is None and said.endswith(_HEADLESS) and not said.endswith(_WRITERS):
         return "embedding", None
     if kind is None:
         raise NLPError(f"{said} cannot be packaged: checkpoints {', '.join(f'...{k}' for k in _HEADS)} and encoders without a head can.")
@@ -58,23 +58,22 @@ class Scores(torch.nn.Module):
 
 def _open(place: str, kind: str | None = None):
     "Open configuration or model, without running anything that lies beside them. Raises `NLPError`."
+    import transformers
+    from safetensors import SafetensorError
+
     try:
         if kind is None:
-            from transformers import AutoConfig
-
-            return AutoConfig.from_pretrained(place)
-        import transformers
-
-        return getattr(transformers, kind).from_pretrained(place, dtype=torch.float32, use_safetensors=True).eval()
-    except (OSError, ValueError) as error:
+            return transformers.AutoConfig.from_pretrained(place, trust_remote_code=False)
+        return getattr(transformers, kind).from_pretrained(place, dtype=torch.float32, use_safetensors=True, trust_remote_code=False).eval()
+    except (OSError, ValueError, SafetensorError) as error:
         raise no_model(place, error) from None
 
 # %% ../../nbs/nlp/05_checkpoints.ipynb #8ca08080
-def own_answers(place: str, model, texts: pl.Series, length: int) -> list[np.ndarray]:
+def own_answers(place: str, model, texts: list[str], length: int) -> list[np.ndarray]:
     "Ask a checkpoint as its makers would."
     from transformers import AutoTokenizer
 
-    tokenizer, found = AutoTokenizer.from_pretrained(place), []
+    tokenizer, found = AutoTokenizer.from_pretrained(place, trust_remote_code=False), []
     for text in texts:
         given = tokenizer(text, truncation=True, max_length=length, return_tensors="pt", return_special_tokens_mask=True)
         marks = given.pop("special_tokens_mask")[0] == 0
@@ -91,19 +90,19 @@ def from_huggingface(
     length: int | None = None,  # tokens that are read at once; by default what the model bears, 512 at most
     windows: int = 1,  # windows of a long text that are read
     stride: int = 32,  # tokens that a window shares with the one before it
-    **said,  # other fields of the manifest: name, metrics, about, provenance, options
+    **said,  # other fields of the manifest: name, labels, metrics, about, provenance, options
 ) -> Bundle:
     "Package a checkpoint. Raises `NLPError` for one that cannot be opened, `BundleError` if the package disagrees with it."
+    check_said(said)
     place = locate_model(checkpoint)
     config = _open(place)
     task, kind = find_purpose(config)
     golden = require(golden, "text").select("text").head(8)
-    length = length or _room(config)
+    texts, length = as_texts(golden["text"]), _length(config, length)
     described = {"name": Path(checkpoint).name} | said | {"provenance": versions() | {"architecture": (config.architectures or ["?"])[0]} | said.get("provenance", {})}
     if kind is None:
         _check_pooling(Path(place))
-        embedder = replace(Embedder.pretrained(place, length, windows, stride), name=described["name"])
-        return embedder.export_bundle(folder, golden, provenance=described["provenance"])
+        return Embedder.pretrained(place, length, windows, stride).export_bundle(folder, golden, **described)
     model, marking = _open(place, kind), task == "token-classification"
     prepare = TextPreprocess(read_tokenizer(place), length, windows, stride, places=marking)
     axes, output = axes_of(prepare), "value" if task == "regression" else "logits"
@@ -112,15 +111,18 @@ def from_huggingface(
     inputs = tuple(Tensor(name, "float32" if name == "windows" else "int64", dims) for name, dims in axes.items())
     outputs = (Tensor(output, "float32", ("batch", *(["tokens"] if marking else []), config.num_labels)),)
     labels = () if task == "regression" else tuple(config.id2label[i] for i in range(config.num_labels))
-    manifest = Manifest(task=task, inputs=inputs, outputs=outputs, preprocess={"text": prepare.to_dict()}, labels=labels, **described)
-    reference = {output: own_answers(place, model, golden["text"], length)} if windows == 1 else None
+    manifest = Manifest(task=task, inputs=inputs, outputs=outputs, preprocess={"text": prepare.to_dict()}, **{"labels": labels} | described)
+    reference = {output: own_answers(place, model, texts, length)} if windows == 1 else None
     return package(folder, content, manifest, golden, files={TOKENIZER: prepare.tokenizer}, reference=reference)
 
 
-def _room(config) -> int:
-    "Tokens that a model can tell apart; the RoBERTa family counts from 2."
+def _length(config, wanted: int | None) -> int:
+    "Tokens that are read at once: what was asked for, or what a model can tell apart, 512 at most. Raises `NLPError` for more than that."
     room = getattr(config, "max_position_embeddings", None) or 512
-    return min(512, room - 2 if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else room)
+    room -= 2 if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0  # they count from 2
+    if wanted and wanted > room:
+        raise NLPError(f"the model tells {room} places apart, so it cannot read {wanted} tokens at once: take a length of {room} or less, and more windows.")
+    return wanted or min(512, room)
 
 
 def _check_pooling(place: Path):

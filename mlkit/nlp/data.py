@@ -57,7 +57,7 @@ def read_tokenizer(
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise no_model(name, error) from None
     if not getattr(tokenizer, "is_fast", False):

@@ -64,13 +64,14 @@ class Embedder:
                 vectors[chosen] = self.network(**{k: torch.from_numpy(v) for k, v in batch.items()}).numpy()
         return vectors
 
-    def export_bundle(self, folder, frame: pl.DataFrame, text: str = "text", provenance: dict | None = None) -> Bundle:
-        "Package the embedder, with a few texts of a frame as golden inputs."
+    def export_bundle(self, folder, frame: pl.DataFrame, text: str = "text", provenance: dict | None = None, **said) -> Bundle:
+        "Package the embedder, with a few texts of a frame as golden inputs; `said` are other fields of the manifest: name, metrics, about."
         golden = require(frame, text).head(8).select(pl.col(text).alias("text"))
         size, axes = self.network.encoder.config.hidden_size, axes_of(self.prepare)
         inputs = tuple(Tensor(name, "float32" if name == "windows" else "int64", dims) for name, dims in axes.items())
         outputs = (Tensor("embedding", "float32", ("batch", size)),)
-        manifest = Manifest(self.name, "embedding", inputs, outputs, {"text": self.prepare.to_dict()}, provenance=versions() | (provenance or {}))
+        described = {"name": self.name} | said | {"provenance": versions() | (provenance or {})}
+        manifest = Manifest(task="embedding", inputs=inputs, outputs=outputs, preprocess={"text": self.prepare.to_dict()}, **described)
         batch = {name: torch.from_numpy(array) for name, array in self.prepare(["a", "a text that takes " + "several windows " * self.prepare.length]).items()}
         content = to_onnx(plain(self.network), batch, axes, "embedding")
         return package(folder, content, manifest, golden, files={TOKENIZER: self.prepare.tokenizer}, reference={"embedding": list(self(golden["text"]))})

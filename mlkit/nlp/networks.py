@@ -38,6 +38,7 @@ def make_encoder(
     arch: str | Path | dict,  # as for `locate_model`; or the configuration of a saved model
 ) -> torch.nn.Module:
     "Make an encoder of transformers, pretrained if it is named. Raises `NLPError` if there is no such model."
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModel
 
     with _quiet():
@@ -45,8 +46,8 @@ def make_encoder(
             encoder = AutoModel.from_config(AutoConfig.for_model(**arch))
         else:
             try:
-                encoder = AutoModel.from_pretrained(locate_model(arch), dtype=torch.float32)
-            except (OSError, ValueError) as error:
+                encoder = AutoModel.from_pretrained(locate_model(arch), dtype=torch.float32, trust_remote_code=False)
+            except (OSError, ValueError, SafetensorError) as error:
                 raise no_model(arch, error) from None
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None

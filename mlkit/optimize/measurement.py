@@ -114,11 +114,18 @@ def _equal(found: pl.Series, wanted: pl.Series) -> np.ndarray:
 
 
 def _numbers(values: pl.Series) -> np.ndarray:
-    return np.array(values.to_list(), float).reshape(len(values), -1)
+    "The numbers of each row. Raises `OptimizeError` if there are none, or not equally many."
+    try:
+        return np.array(values.to_list(), float).reshape(len(values), -1)
+    except (TypeError, ValueError):
+        raise OptimizeError(f'"{values.name}" holds {values.dtype}, where each row needs a number, or as many as every other.') from None
 
 
 def _minus_squared(found: pl.Series, wanted: pl.Series) -> np.ndarray:
-    return -((_numbers(found) - _numbers(wanted)) ** 2).mean(1)
+    a, b = _numbers(found), _numbers(wanted)
+    if a.shape != b.shape:
+        raise OptimizeError(f'"{wanted.name}" has {b.shape[1]} numbers a row, the network answers {a.shape[1]}.')
+    return -((a - b) ** 2).mean(1)
 
 
 def _cosine(found: pl.Series, wanted: pl.Series) -> np.ndarray:
@@ -176,12 +183,14 @@ def compare(
     after: pl.DataFrame,  # the candidate's, of the same rows
     truth: pl.Series | None = None,  # what is right; without it the answers of before count
 ) -> Comparison:
-    "Compare the answers of two networks in pairs. Raises `OptimizeError` for a task that has no score."
+    "Compare the answers of two networks in pairs. Raises `OptimizeError` for a task that has no score, and for rows without one."
     if task not in _SCORES:
         raise OptimizeError(f'answers of the task "{task}" cannot be compared.{suggest(task, _SCORES)}')
     column, score = ("prediction" if "prediction" in before.columns else before.columns[0]), _SCORES[task]
     wanted, against = (before[column], "before") if truth is None else (truth, "label")
     was, now = score(before[column], wanted), score(after[column], wanted)
+    if unknown := int((~np.isfinite(was)).sum()):
+        raise OptimizeError(f"{unknown} of {len(was)} rows have NaN or infinity in the truth, or get it for an answer: leave them out.")
     if score is not _minus_squared:
         loss = was - now
         low, high, p = _paired_shares(was, now) if score is _equal else _paired_means(loss)

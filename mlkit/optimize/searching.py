@@ -130,14 +130,15 @@ def reasons(trial: Trial, base: Trial, budget: Budget) -> tuple[str, ...]:
     return tuple(found)
 
 # %% ../../nbs/optimize/06_search.ipynb #77d67c52
-def _sessions(bundle: Bundle, candidates: list[Candidate], threads: int, sample: dict) -> tuple[dict, list[Trial]]:
+def _sessions(bundle: Bundle, candidates: list[Candidate], threads: int, samples: list[dict]) -> tuple[dict, list[Trial]]:
     "Open a session for each candidate; those that onnxruntime refuses or that fail on real rows become refused trials."
     sessions, failed = {}, []
     for candidate in candidates:
         try:
             session = open_session(candidate.model, threads)
             check_signature(bundle.manifest, session)
-            session.run(None, sample)
+            for sample in samples:
+                session.run(None, sample)
             sessions[candidate.name] = session
         except Exception as error:  # onnxruntime's exceptions have no common base class
             failed.append(Trial(candidate.name, candidate, refused=(f"does not run: {' '.join(str(error).split())[:160]}",)))
@@ -173,8 +174,9 @@ class Bench:
 
 def attempt(bench: Bench, candidates: list[Candidate]) -> list[Trial]:
     "Time and judge candidates, the first of which is the network that the others would replace."
+    batch = feeds_of(bench.bundle.manifest.inputs, prepared(bench.judged.head(BATCH), bench.bundle.prepare, bench.base))
     with pinned(bench.threads):
-        sessions, failed = _sessions(bench.bundle, candidates, bench.threads, bench.inputs[0])
+        sessions, failed = _sessions(bench.bundle, candidates, bench.threads, [bench.inputs[0], batch])
         calls = {name: lambda given, s=session: s.run(None, given) for name, session in sessions.items()}
         times = ratios(time_in_turn(calls, bench.inputs, seconds=bench.seconds * len(calls)), candidates[0].name)
         by_name = {c.name: c for c in candidates}

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
-from ..bundle.format import Manifest, Tensor
+from ..bundle.format import Manifest, Tensor, check_said
 from ..bundle.predict import Bundle, package
 from ..data.images import ImagePreprocess
 from ..data.tables import require
@@ -32,7 +32,12 @@ def read_facts(checkpoint) -> dict:  # arch, options, outputs, size, mean, std, 
     size = tuple(own.get("input_size") or (3, 224, 224))
     outputs = config.get("num_classes") or own.get("num_classes")
     labels = tuple(config.get("label_names") or own.get("label_names") or map(str, range(outputs or 0)))
-    scaling = {name: np.resize(own.get(name) or default, size[0]) * 255 for name, default in (("mean", (0.5,)), ("std", (0.5,)))}
+    if len(size) != 3 or not all(isinstance(n, int) and n > 0 for n in size) or size[0] not in (1, 3):
+        raise VisionError(f"{file} says input_size {list(size)}: channels (1 or 3), height and width are needed.")
+    try:
+        scaling = {name: np.resize(np.array(own.get(name) or 0.5, float), size[0]) * 255 for name in ("mean", "std")}
+    except ValueError as error:
+        raise VisionError(f"{file}: mean and std are numbers, one or one for each channel: {error}") from None
     given = {"global_pool": config.get("global_pool")} | (config.get("model_args") or {})
     options = {k: v for k, v in given.items() if v is not None and k not in ("num_classes", "in_chans", "pretrained_cfg_overlay")}
     return {"arch": arch, "options": options, "outputs": outputs, "size": size, "labels": labels, **scaling}
@@ -46,8 +51,10 @@ def from_timm(
     **said,  # other fields of the manifest: name, labels, metrics, about, provenance
 ) -> Bundle:
     "Package a checkpoint of timm. Raises `VisionError` for one that cannot be opened, `BundleError` if the package disagrees with it."
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    check_said(said)
     facts, file = read_facts(checkpoint), Path(checkpoint) / "model.safetensors"
     if not file.is_file():
         raise VisionError(f"{checkpoint} has no model.safetensors; save it again with safe_serialization=True (older forms of weights can run code).")
@@ -56,7 +63,7 @@ def from_timm(
     backbone = make_backbone(facts["arch"], prepare, facts["outputs"], **facts["options"])
     try:
         backbone.load_state_dict(load_file(file))
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError) as error:
         raise VisionError(f"{file} does not fit {facts['arch']}: {' '.join(str(error).split())[:200]}") from None
     network = Network(backbone, facts["mean"], facts["std"]).eval()
     rows = require(golden, "image").select("image").head(8)
