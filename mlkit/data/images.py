@@ -58,19 +58,26 @@ def _squeezed(pixels: np.ndarray) -> np.ndarray:
     return pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
 
 # %% ../../nbs/data/03_images.ipynb #d76b536d
+def _bytes(pixels: np.ndarray, mode: str) -> np.ndarray:
+    "Scale numbers to bytes: of 16 bits, of 8, or floats that are shares of white. What is no number becomes black."
+    pixels = np.nan_to_num(pixels, posinf=0, neginf=0)
+    top = pixels.max()
+    white = 65535 if mode.startswith("I;16") or top > 255 else 1 if mode == "F" and top <= 1 else 255  # a dark photo of 16 bits is still one
+    return (pixels * (255 / white)).clip(0, 255).round().astype(np.uint8)
+
+
 def _plain(image, channels: int):
     "Convert any mode to 8-bit grey (1 channel) or RGB (3 channels)."
     from PIL import Image, ImageOps
 
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I") or image.mode == "F":
-        pixels = np.asarray(image, np.float64)
-        deep = image.mode.startswith("I;16") or pixels.max() > 255  # a dark photo of 16 bits is still one
-        image = Image.fromarray((pixels / (257 if deep else 1)).clip(0, 255).round().astype(np.uint8))
+        image = Image.fromarray(_bytes(np.asarray(image, np.float64), image.mode))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     mode = "L" if channels == 1 else "RGB"
+    image = image.convert("RGB") if image.mode in ("LAB", "HSV") else image  # Pillow knows no way from these to grey
     return image if image.mode == mode else image.convert(mode)
 
 
