@@ -1115,6 +1115,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlkit.nlp.networks._call': ('nlp/networks.html#_call', 'mlkit/nlp/networks.py'),
                                     'mlkit.nlp.networks._only_one': ('nlp/networks.html#_only_one', 'mlkit/nlp/networks.py'),
                                     'mlkit.nlp.networks._quiet': ('nlp/networks.html#_quiet', 'mlkit/nlp/networks.py'),
+                                    'mlkit.nlp.networks._shortened': ('nlp/networks.html#_shortened', 'mlkit/nlp/networks.py'),
                                     'mlkit.nlp.networks.add_lora': ('nlp/networks.html#add_lora', 'mlkit/nlp/networks.py'),
                                     'mlkit.nlp.networks.check_fit': ('nlp/networks.html#check_fit', 'mlkit/nlp/networks.py'),
                                     'mlkit.nlp.networks.depths': ('nlp/networks.html#depths', 'mlkit/nlp/networks.py'),

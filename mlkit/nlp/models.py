@@ -51,6 +51,7 @@ class TextModel(LightningModule):
         dropout: float = 0.1,  # before the head
         label_smoothing: float = 0.0,
         class_weights: Literal["balanced"] | Sequence[float] | None = None,  # how much each class counts in the loss
+        layers: int | None = None,  # take so many of the encoder's lowest layers only
         frozen: int | Literal["all"] = 0,  # lowest layers that don't learn
         lora: int | None = None,  # rank of the matrices that learn instead
         seed: int = 42,  # of the first weights
@@ -64,11 +65,11 @@ class TextModel(LightningModule):
         self.labels, self.classes = tuple(data.labels), tuple(data.classes)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.network, encoder = _make_network(self.network_class, arch, data, dropout, frozen, lora)
+            self.network, encoder = _make_network(self.network_class, arch, data, dropout, layers, frozen, lora)
         self.register_buffer("class_weights", _class_weights(class_weights, data), persistent=False)
         self.config = {"arch": str(arch), "task": self.task, "labels": list(self.labels), "preprocess": self.prepare.to_dict(), "encoder": encoder, "lora": lora}
         rates = {"lr": self.lr, "weight_decay": weight_decay, "layer_decay": layer_decay, "schedule": schedule, "warmup": warmup}
-        self.hparams.update({"arch": str(arch), **rates, "label_smoothing": label_smoothing, "frozen": frozen, "lora": lora, "dropout": dropout})
+        self.hparams.update({"arch": str(arch), **rates, "label_smoothing": label_smoothing, "layers": layers, "frozen": frozen, "lora": lora, "dropout": dropout})
 
     def forward(self, **inputs) -> torch.Tensor:
         "Answer a batch of tokens, as `TextPreprocess` makes it."
@@ -142,10 +143,10 @@ def _class_weights(given, data) -> torch.Tensor | None:
     return torch.tensor(np.asarray(given, np.float32))
 
 
-def _make_network(kind, arch, data, dropout: float, frozen, lora) -> tuple[torch.nn.Module, dict]:
+def _make_network(kind, arch, data, dropout: float, layers, frozen, lora) -> tuple[torch.nn.Module, dict]:
     "Build a network, and describe its encoder so that it can be built again without the model that it came from."
     saved = getattr(data, "encoder", None)
-    encoder = make_encoder(saved or arch)
+    encoder = make_encoder(saved or arch, layers)
     if not saved:
         check_fit(arch, encoder, data)
     config = saved or {k: v for k, v in encoder.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
