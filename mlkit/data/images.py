@@ -245,17 +245,18 @@ def as_images(values: Sequence) -> Sequence:
 
 def _look(values: pl.Series, base) -> list[tuple[int, int, int]]:
     "Height, width and channels of some images, from their headers; broken ones are passed over."
-    shapes = []
+    shapes, reason = [], "there is none"
     step = max(1, len(values) // 500)
     for value in as_images(values.gather_every(step)):
         try:
             image = _open(value, base)
-        except ImageError:
+        except ImageError as error:
+            reason = str(error)
             continue
         grey = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
         shapes.append((image.height, image.width, 1 if grey else 3))
     if not shapes:
-        raise ImageError(f'none of the {len(values)} images in the column "{values.name}" can be opened.')
+        raise ImageError(f'none of the {len(values)} images in the column "{values.name}" can be opened: {reason}.')
     return shapes
 
 

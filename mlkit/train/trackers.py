@@ -10,6 +10,7 @@ import json
 import netrc
 import os
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -86,8 +87,11 @@ class Files:
     def write(self, metrics: Mapping, step: int | None):
         "Append a line of numbers; those that are not finite become null."
         row = {"step": step, **{k: (float(v) if abs(float(v)) < float("inf") else None) for k, v in metrics.items()}}
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            warnings.warn(f"{self.folder / 'metrics.jsonl'} cannot be written: {error.strerror}. The training goes on; what it measures meanwhile is not kept there.", stacklevel=2)
 
 
 def _files(folder: Path, config: dict):
