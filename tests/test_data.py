@@ -224,6 +224,8 @@ def test_no_row_is_lost_between_good_and_bad(rows):
     assert sorted(checked.good["number"].to_list() + checked.bad["number"].to_list()) == list(range(len(rows)))
     assert checked.bad["broken_row"].to_list() == checked.bad["number"].to_list() and all(len(r) for r in checked.bad["broken_rules"])
     names = [name for name, _ in rows]
+    nobody = checked.bad.filter(pl.col("broken_rules").list.contains("name: points to nothing"))
+    assert nobody["number"].to_list() == [row for row, name in enumerate(names) if name not in ("ada", "bob")], "a row that breaks another rule is looked up as well"
     for name, age in checked.good.select("name", "age").iter_rows():
         assert name in ("ada", "bob") and names.count(name) == 1 and (age is None or 0 <= age <= 120)
 

@@ -169,6 +169,15 @@ def test_mistakes_are_told_before_anything_runs(place):
     assert not (place / "store").exists()
 
 
+def test_a_password_is_never_taken_as_a_plain_parameter(place):
+    write_stage(place / "p", "pull", 'password: str | None = None\nurl: str = "https://host/x"\noptions: dict = {}\nout = Output("a.txt")', "open(out, 'w').write(url)")
+    for given in ("password=hunter2", "password=a,hunter2", "url=https://me:hunter2@host/x", 'options={"api_key": "hunter2"}'):
+        done = mlkit("run", "p", "-p", f"pull.{given}", check=2)
+        assert "holds a secret" in done.stderr and "env:NAME" in done.stderr and "hunter2" not in done.stdout + done.stderr
+    assert not (place / "store").exists()
+    mlkit("run", "p", "-p", "pull.password=none", "-p", "pull.url=https://host/y")
+
+
 def test_profiles_set_parameters(place):
     write_chain(place / "chain")
     (place / "chain" / "pipeline.yaml").write_text("profiles:\n  quick:\n    first.pause: 0.01\n    second: {pause: 0.02}\n")

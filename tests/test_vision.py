@@ -11,7 +11,7 @@ from PIL import Image
 from mlkit.bundle import Bundle, BundleError
 from mlkit.data import encode_png, load
 from mlkit.train import fit, use_threads, weights_digest
-from mlkit.vision import RECIPES, Augment, ImageClassifier, ImageData, VisionError, to_onnx
+from mlkit.vision import RECIPES, Augment, ImageClassifier, ImageData, ImageRegressor, ImageTagger, VisionError, grad_cam, to_onnx
 
 SMALL = load("digits").sample(240, seed=0)
 ONCE = """
@@ -98,6 +98,13 @@ def test_saved_models_hold_no_pickle(model, tmp_path):
         (SMALL.with_columns(image=pl.lit(b"torn")), {}, "can be opened"),
         (SMALL.with_columns(split=pl.lit("test")), {}, "training split has no rows"),
         (SMALL.with_columns(image=pl.lit(1)), {}, "images are paths"),
+        (SMALL.with_columns(image=pl.Series(np.zeros((240, 8, 8), np.float32))), {}, "can be opened: an array must hold uint8"),
+        (SMALL, {"broken": "ignore"}, "broken is raise or skip, not 'ignore'"),
+        (SMALL, {"fit": "cover"}, "fit is crop or stretch"),
+        (SMALL, {"size": 0}, "size is a whole number"),
+        (SMALL, {"size": (8, 8, 8)}, "size is a whole number"),
+        (SMALL, {"channels": 2}, "channels is 1 or 3"),
+        (SMALL, {"batch_size": 0}, "batch_size is a whole number"),
     ],
 )
 def test_data_that_no_classifier_can_use_is_refused_in_words(frame, options, words):
@@ -105,6 +112,30 @@ def test_data_that_no_classifier_can_use_is_refused_in_words(frame, options, wor
 
     with pytest.raises(MLKitError, match=words):
         ImageData(frame, **options)
+
+
+def test_a_model_is_made_of_what_it_is_for(data):
+    values = ImageData(SMALL.with_columns(label=pl.col("label").cast(pl.Float64)), size=16)
+    for make, words in (
+        (lambda: ImageTagger("test_resnet", data), "ImageTagger is for multilabel; the labels of the data make it classification"),
+        (lambda: ImageRegressor("test_resnet", data), "is for regression"),
+        (lambda: ImageClassifier("test_resnet", values), "make it regression"),
+        (lambda: ImageClassifier("test_resnet", data, class_weights="balance"), "class_weights are \"balanced\" or a number"),
+        (lambda: ImageClassifier("test_resnet", data, class_weights=[1.0]), "1 class_weights do not fit the 10 classes"),
+        (lambda: ImageRegressor("test_resnet", values, class_weights="balanced"), "for regression"),
+        (lambda: ImageClassifier("small_resnet", data, widht=8), "unexpected keyword argument 'widht'"),
+        (lambda: grad_cam(ImageClassifier("test_resnet", data), next(iter(data.loader("test")))[0], [3]), "for each of the"),
+    ):
+        with pytest.raises(VisionError, match=words):
+            make()
+
+
+def test_a_regressor_judges_rows_that_all_have_one_value():
+    rows = SMALL.with_columns(label=pl.col("label").cast(pl.Float64))
+    with pytest.raises(VisionError, match="nothing to learn"):
+        ImageData(rows.with_columns(label=pl.lit(1.0)))
+    regressor = ImageRegressor("test_resnet", ImageData(rows))
+    assert len(regressor.evaluate(regressor.data(rows.head(1).with_columns(split=pl.lit("test")))).predictions) == 1
 
 
 def test_a_network_that_halves_too_often_is_refused_by_name(data):

@@ -246,11 +246,11 @@ def _close(args, report) -> int:
     if report.verdict.state != "retrain" or not args.run:
         return report.verdict.exit_code
     from mlkit.bundle import Gates
-    from mlkit.data import scan
+    from mlkit.data import read_table
     from mlkit.monitor.loop import retrain
     from mlkit.cli.main import read_values
 
-    gates = Gates(scan(args.gate).collect() if args.gate else None, args.label, args.max_drop)
+    gates = Gates(read_table(args.gate) if args.gate else None, args.label, args.max_drop)
     promotion = retrain(args.run, read_values(args.params), args.profile, args.model, gates=gates)
     print(f"\n{promotion}")
     return 0 if promotion.passed else 1

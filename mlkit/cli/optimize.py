@@ -48,9 +48,9 @@ def _check_places(folder: Path | None, file: Path | None):
 
 def _rows(source: str, bundle):
     "Read the data; paths of images are relative to the folder that they are listed in."
-    from mlkit.data import scan
+    from mlkit.data import read_table
 
-    frame, path = scan(source).collect(), Path(source)
+    frame, path = read_table(source), Path(source)
     if "path" in frame.columns and "image" in bundle.manifest.preprocess and "image" not in frame.columns:
         frame = frame.rename({"path": "image"})
     return frame, path.absolute() if path.is_dir() else path.absolute().parent

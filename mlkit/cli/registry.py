@@ -153,9 +153,9 @@ def _promote(args) -> int:
 
 
 def _table(path):
-    from mlkit.data import scan
+    from mlkit.data import read_table
 
-    return scan(path).collect()
+    return read_table(path)
 
 # %% ../../nbs/cli/05_registry.ipynb #74528b9a
 def _rollback(args) -> int:

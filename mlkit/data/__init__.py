@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mlkit.data.sources import CATALOGUE, Dataset, SourceError, download, load, locate  # noqa: F401
     from mlkit.data.sketches import Counts, Numbers, Rows, SketchError  # noqa: F401
     from mlkit.data.splits import SplitError, hold_out, split, split_by_time  # noqa: F401
-    from mlkit.data.tables import TableError, require, scan  # noqa: F401
+    from mlkit.data.tables import TableError, read_table, require, scan  # noqa: F401
 
 # %% ../../nbs/data/index.ipynb #3a04bb96
 __getattr__, __dir__ = front_door(__name__, {
@@ -28,5 +28,5 @@ __getattr__, __dir__ = front_door(__name__, {
     "sources": ("CATALOGUE", "Dataset", "SourceError", "download", "load", "locate"),
     "sketches": ("Counts", "Numbers", "Rows", "SketchError"),
     "splits": ("SplitError", "hold_out", "split", "split_by_time"),
-    "tables": ("TableError", "require", "scan"),
+    "tables": ("TableError", "read_table", "require", "scan"),
 })

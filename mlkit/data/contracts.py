@@ -76,11 +76,10 @@ def _keys(column: str, known, kind: pl.DataType) -> pl.Series:
         raise ContractError(f'"{column}" holds {kind}, and the keys that it points to are {pl.Series(known).dtype}.') from None
 
 
-def _look_up(good: pl.DataFrame, refers: dict) -> pl.DataFrame:
-    "Find rows whose keys point to nothing."
-    missing = [pl.when(~pl.col(c).is_in(_keys(c, known, good.schema[c]).implode())).then(pl.lit(f"{c}: points to nothing")) for c, known in refers.items()]
-    found = good.select(ROW, (pl.concat_list(missing).list.drop_nulls() if missing else pl.lit([], pl.List(pl.String))).alias(RULES))
-    return found.filter(pl.col(RULES).list.len() > 0)
+def _look_up(frame: pl.DataFrame, kinds: pl.Schema, refers: dict) -> pl.DataFrame:
+    "Find rows whose keys point to nothing; what cannot be turned into a key's type is told by its rule."
+    missing = [pl.when(~pl.col(c).cast(kinds[c], strict=False).is_in(_keys(c, known, kinds[c]).implode())).then(pl.lit(f"{c}: points to nothing")) for c, known in refers.items()]
+    return frame.select(pl.int_range(pl.len(), dtype=pl.UInt32).alias(ROW), pl.concat_list(missing).list.drop_nulls().alias(RULES)).filter(pl.col(RULES).list.len() > 0)
 
 
 def check(
@@ -97,9 +96,10 @@ def check(
     require(frame, *contract.column_names(), *(refers or {}), where=f"the table for {contract.__name__}")
     frame = frame.lazy().drop(ROW, RULES, strict=False).collect()  # they are there if mended rows come back
     typed, broken = _sift(frame, contract, cast)
-    lost = _look_up(typed, refers or {})
-    typed = typed.filter(~pl.col(ROW).is_in(lost[ROW].implode()))
-    broken = pl.concat([broken, lost]).sort(ROW)
+    if refers:
+        broken = pl.concat([broken, _look_up(frame, frame.schema | typed.schema, refers)])
+        broken = broken.group_by(ROW).agg(pl.col(RULES).list.explode()).sort(ROW)
+        typed = typed.filter(~pl.col(ROW).is_in(broken[ROW].implode()))
     bad = pl.concat([broken, frame[broken[ROW]]], how="horizontal")
     good = frame[typed[ROW]].with_columns(typed.drop(ROW))
     checked = Checked(contract.__name__, good, bad, _count(bad, {name: str(column) for name, column in contract.columns().items()}))

@@ -58,19 +58,26 @@ def _squeezed(pixels: np.ndarray) -> np.ndarray:
     return pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
 
 # %% ../../nbs/data/03_images.ipynb #d76b536d
+def _bytes(pixels: np.ndarray, mode: str) -> np.ndarray:
+    "Scale numbers to bytes: of 16 bits, of 8, or floats that are shares of white. What is no number becomes black."
+    pixels = np.nan_to_num(pixels, posinf=0, neginf=0)
+    top = pixels.max()
+    white = 65535 if mode.startswith("I;16") or top > 255 else 1 if mode == "F" and top <= 1 else 255  # a dark photo of 16 bits is still one
+    return (pixels * (255 / white)).clip(0, 255).round().astype(np.uint8)
+
+
 def _plain(image, channels: int):
     "Convert any mode to 8-bit grey (1 channel) or RGB (3 channels)."
     from PIL import Image, ImageOps
 
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I") or image.mode == "F":
-        pixels = np.asarray(image, np.float64)
-        deep = image.mode.startswith("I;16") or pixels.max() > 255  # a dark photo of 16 bits is still one
-        image = Image.fromarray((pixels / (257 if deep else 1)).clip(0, 255).round().astype(np.uint8))
+        image = Image.fromarray(_bytes(np.asarray(image, np.float64), image.mode))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     mode = "L" if channels == 1 else "RGB"
+    image = image.convert("RGB") if image.mode in ("LAB", "HSV") else image  # Pillow knows no way from these to grey
     return image if image.mode == mode else image.convert(mode)
 
 
@@ -238,17 +245,18 @@ def as_images(values: Sequence) -> Sequence:
 
 def _look(values: pl.Series, base) -> list[tuple[int, int, int]]:
     "Height, width and channels of some images, from their headers; broken ones are passed over."
-    shapes = []
+    shapes, reason = [], "there is none"
     step = max(1, len(values) // 500)
     for value in as_images(values.gather_every(step)):
         try:
             image = _open(value, base)
-        except ImageError:
+        except ImageError as error:
+            reason = str(error)
             continue
         grey = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
         shapes.append((image.height, image.width, 1 if grey else 3))
     if not shapes:
-        raise ImageError(f'none of the {len(values)} images in the column "{values.name}" can be opened.')
+        raise ImageError(f'none of the {len(values)} images in the column "{values.name}" can be opened: {reason}.')
     return shapes
 
 

@@ -251,7 +251,7 @@ def _check_columns(table: pl.DataFrame, numeric: list[str], time: str, series: s
             raise SeriesError(f'the column "{name}" holds {table[name].dtype}; numbers are needed.')
         values = table[name].cast(pl.Float64)
         if not values.is_finite().any():
-            raise SeriesError(f'the column "{name}" holds no number at all ({len(table):,} rows of null or NaN).')
+            raise SeriesError(f'the column "{name}" holds no number at all ({len(table):,} rows of null, NaN or infinity).')
         if (infinite := values.cast(pl.Float32).is_infinite().fill_null(False)).any():  # or too large for the arrays of a panel
             raise SeriesError(f'the column "{name}" holds {values.filter(infinite)[0]} at {table[time].filter(infinite)[0]}: replace infinities by null where a value is missing.')
     for name in filter(None, (time, series)):

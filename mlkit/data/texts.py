@@ -30,7 +30,10 @@ def as_texts(
     most: int | None = None,  # characters of each to keep
 ) -> list[str]:
     "Give the values of a text column, shortened. Raises `TextError` for other types and for nulls, which it counts."
-    values = values if isinstance(values, pl.Series) else pl.Series("text", list(values), strict=False)
+    try:
+        values = values if isinstance(values, pl.Series) else pl.Series("text", list(values), strict=False)
+    except UnicodeEncodeError as error:
+        raise TextError(f"{error.object!r:.80} is no text: it holds half of a character ({error.reason}).") from None
     if values.dtype == pl.Null and not len(values):
         return []
     if values.dtype not in (pl.String, pl.Categorical, pl.Enum, pl.Null):

@@ -208,8 +208,8 @@ class TextData(SidedData):
         self.prepare = _prepare(content, self.frame[text], length, windows, length // 8 if stride is None else stride, self.task == "token-classification")
         self.labels = () if self.task == "regression" else find_labels(self.frame, label, split, labels)
         self._datasets = {}
-        if self.task == "regression":
-            target_values(self.frame[label])
+        if self.task == "regression" and not target_values(self.frame[label]).std() and labels is None:
+            raise NLPError(f"all rows have the same {label}, {self.frame[label][0]}: there is nothing to learn.")
         if self.task == "token-classification":
             check_spans(self.frame[text], self.frame[label])
 
@@ -217,7 +217,7 @@ class TextData(SidedData):
         "The rows of a side. Raises `NLPError` if there are none."
         rows = self.frame.filter(pl.col(self.split) == side)
         if not len(rows):
-            raise NLPError(f'no row has the {self.split} "{side}"; there are: {", ".join(sorted(map(str, self.frame[self.split].unique())))}.')
+            raise NLPError(f'no row has the {self.split} "{side}"; there are: {", ".join(sorted(map(str, self.frame[self.split].unique())))}. Without such a column the texts are divided by content; hold_out takes some rows of one side for another.')
         return rows
 
     @property

@@ -51,6 +51,7 @@ class TextModel(LightningModule):
         dropout: float = 0.1,  # before the head
         label_smoothing: float = 0.0,
         class_weights: Literal["balanced"] | Sequence[float] | None = None,  # how much each class counts in the loss
+        layers: int | None = None,  # take so many of the encoder's lowest layers only
         frozen: int | Literal["all"] = 0,  # lowest layers that don't learn
         lora: int | None = None,  # rank of the matrices that learn instead
         seed: int = 42,  # of the first weights
@@ -58,17 +59,17 @@ class TextModel(LightningModule):
         super().__init__()
         if data.task not in self.tasks:
             raise NLPError(f"{type(self).__name__} is for {' and '.join(self.tasks)}; the labels of the data make it {data.task}.")
-        self.lr = lr or (1e-3 if lora else 1e-4)
+        self.lr = lr or (1e-4 if lora is None else 1e-3)
         self.weight_decay, self.layer_decay, self.schedule, self.warmup = weight_decay, layer_decay, schedule, warmup
         self.label_smoothing, self.prepare, self.task = label_smoothing, data.prepare, data.task
         self.labels, self.classes = tuple(data.labels), tuple(data.classes)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.network, encoder = _make_network(self.network_class, arch, data, dropout, frozen, lora)
+            self.network, encoder = _make_network(self.network_class, arch, data, dropout, layers, frozen, lora)
         self.register_buffer("class_weights", _class_weights(class_weights, data), persistent=False)
         self.config = {"arch": str(arch), "task": self.task, "labels": list(self.labels), "preprocess": self.prepare.to_dict(), "encoder": encoder, "lora": lora}
         rates = {"lr": self.lr, "weight_decay": weight_decay, "layer_decay": layer_decay, "schedule": schedule, "warmup": warmup}
-        self.hparams.update({"arch": str(arch), **rates, "label_smoothing": label_smoothing, "frozen": frozen, "lora": lora, "dropout": dropout})
+        self.hparams.update({"arch": str(arch), **rates, "label_smoothing": label_smoothing, "layers": layers, "frozen": frozen, "lora": lora, "dropout": dropout})
 
     def forward(self, **inputs) -> torch.Tensor:
         "Answer a batch of tokens, as `TextPreprocess` makes it."
@@ -93,7 +94,7 @@ class TextModel(LightningModule):
     def data(self, frame: pl.DataFrame | pl.LazyFrame, **options) -> TextData:
         "Prepare a labelled frame just as the training data were. Raises `LabelError` for labels that the model does not know."
         settings = {name: getattr(self.prepare, name) for name in ("tokenizer", "length", "windows", "stride")}
-        return TextData(frame, **{"task": self.task, "labels": self.labels or None, **settings, **options})
+        return TextData(frame, **{"task": self.task, "labels": self.labels, **settings, **options})
 
     def predict(self, texts: pl.Series | Sequence[str] | str, batch_size: int = 64) -> pl.DataFrame:
         "Answer texts, in order, with the columns that a bundle gives. Raises `TextError`."
@@ -134,6 +135,8 @@ def _class_weights(given, data) -> torch.Tensor | None:
         return None
     if data.task not in TextClassifier.tasks:
         raise NLPError(f"class_weights are for {' and '.join(TextClassifier.tasks)}, and this is {data.task}.")
+    if isinstance(given, str) and given != "balanced":
+        raise NLPError(f'class_weights are "balanced" or a number for each class, not "{given}".')
     if isinstance(given, str):
         labels = data.rows("train")[data.label]
         given = class_weights(labels.explode() if data.task == "multilabel" else labels, data.labels)
@@ -142,15 +145,15 @@ def _class_weights(given, data) -> torch.Tensor | None:
     return torch.tensor(np.asarray(given, np.float32))
 
 
-def _make_network(kind, arch, data, dropout: float, frozen, lora) -> tuple[torch.nn.Module, dict]:
+def _make_network(kind, arch, data, dropout: float, layers, frozen, lora) -> tuple[torch.nn.Module, dict]:
     "Build a network, and describe its encoder so that it can be built again without the model that it came from."
     saved = getattr(data, "encoder", None)
-    encoder = make_encoder(saved or arch)
+    encoder = make_encoder(saved or arch, layers)
     if not saved:
         check_fit(arch, encoder, data)
     config = saved or {k: v for k, v in encoder.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
     freeze(encoder, frozen)
-    encoder = add_lora(encoder, lora) if lora else encoder
+    encoder = encoder if lora is None else add_lora(encoder, lora)
     mean, scale = data.statistics if data.task == "regression" else (0.0, 1.0)
     return kind(encoder, len(data.classes) or 1, dropout, mean, scale), config
 

@@ -34,8 +34,21 @@ def _quiet():
         logging.enable_progress_bar()
 
 
+def _shortened(config, layers: int | None):
+    "Take a configuration's lowest layers only. Raises `NLPError` if it has fewer."
+    if layers is None:
+        return config
+    if not 1 <= layers <= config.num_hidden_layers:
+        raise NLPError(f"layers is how many of the lowest layers are taken, 1 to {config.num_hidden_layers}, not {layers}.")
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    return config
+
+
 def make_encoder(
     arch: str | Path | dict,  # as for `locate_model`; or the configuration of a saved model
+    layers: int | None = None,  # so many of the lowest; by default all
 ) -> torch.nn.Module:
     "Make an encoder of transformers, pretrained if it is named. Raises `NLPError` if there is no such model."
     from safetensors import SafetensorError
@@ -46,7 +59,8 @@ def make_encoder(
             encoder = AutoModel.from_config(AutoConfig.for_model(**arch))
         else:
             try:
-                encoder = AutoModel.from_pretrained(locate_model(arch), dtype=torch.float32, trust_remote_code=False)
+                config = _shortened(AutoConfig.from_pretrained(locate_model(arch), trust_remote_code=False), layers)
+                encoder = AutoModel.from_pretrained(locate_model(arch), config=config, dtype=torch.float32, trust_remote_code=False)
             except (OSError, ValueError, SafetensorError) as error:
                 raise no_model(arch, error) from None
     if getattr(encoder, "pooler", None) is not None:

@@ -12,6 +12,7 @@ import time
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 import polars as pl
@@ -124,8 +125,10 @@ def _followed(data, keeper, trainer):
         del data.train_dataloader
 
 
-def _run(trainer, model, data, keeper, path: Path | None):
-    "Let Lightning train, from a checkpoint if there is one; Ctrl-C stays Ctrl-C (Lightning makes an exit of it)."
+def _run(trainer, model, data, keeper, path: Path | None, monitor: str):
+    "Let Lightning train, from a checkpoint if there is one; Ctrl-C stays Ctrl-C (Lightning makes an exit of it). Raises `TrainError` if what is monitored was never logged."
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
     try:
         with _followed(data, keeper, trainer):
             trainer.fit(model.train(), datamodule=data, ckpt_path=path, weights_only=True if path else None)
@@ -133,14 +136,22 @@ def _run(trainer, model, data, keeper, path: Path | None):
         if trainer.interrupted:
             raise KeyboardInterrupt("the training was interrupted") from None
         raise
+    except (MisconfigurationException, RuntimeError):  # of the callbacks that wait for it
+        _check_logged(monitor, trainer.callback_metrics)
+        raise
+
+
+def _check_logged(monitor: str, logged):
+    "Raise `TrainError` unless a model has logged what decides which epoch is best."
+    if logged and monitor not in logged:
+        raise TrainError(f"the model never logged {monitor}; it logged: {', '.join(sorted(k for k in logged if k not in ('epoch', 'lr', 'seconds', 'step')))}.")
 
 
 def _kept(folder: Path, model, history: list[dict], monitor: str) -> dict:
     "Put the best weights back into the model; returns the row of their epoch. Raises `TrainError` if there are none."
     import torch
 
-    if history and monitor not in history[-1]:
-        raise TrainError(f"the model never logged {monitor}; it logged: {', '.join(k for k in history[-1] if k not in ('epoch', 'lr', 'seconds'))}.")
+    _check_logged(monitor, history[-1] if history else {})
     if not any(math.isfinite(row.get(monitor, math.nan)) for row in history) or not (folder / "best.ckpt").is_file():
         raise TrainError(f"{monitor} was never a finite number: try a smaller learning rate, and look for NaN in the data.")
     checkpoint = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
@@ -148,6 +159,25 @@ def _kept(folder: Path, model, history: list[dict], monitor: str) -> dict:
     return next(row for row in history if row["epoch"] == checkpoint["epoch"] + 1)
 
 # %% ../../nbs/train/00_fit.ipynb #d14596b0
+_WANTED = {  # what a setting must be, where it is given
+    "epochs": ("1 or more", lambda n: isinstance(n, Integral) and n >= 1),
+    "accumulate": ("1 or more", lambda n: isinstance(n, Integral) and n >= 1),
+    "seed": ("a whole number, 0 or more", lambda n: isinstance(n, Integral) and 0 <= n < 2**32),
+    "threads": ("a whole number of cores", lambda n: isinstance(n, Integral) and n >= 0),
+    "patience": ("a whole number of epochs, 0 or more", lambda n: isinstance(n, Integral) and n >= 0),
+    "average": ("between 0 and 1, such as 0.99", lambda n: 0 < n < 1),
+    "clip": ("more than 0", lambda n: n > 0),
+}
+
+
+def _check_settings(**given):
+    "Raise `TrainError` for a setting that no training can have."
+    for name, value in given.items():
+        wanted, holds = _WANTED[name]
+        if value is not None and not holds(value):
+            raise TrainError(f"{name} must be {wanted}, not {value!r}.")
+
+
 def fit(
     model,  # a LightningModule that logs train_loss (with `log_loss`, or Lightning's log) and validation_loss
     data,  # a LightningDataModule
@@ -169,8 +199,7 @@ def fit(
     **trainer,  # options for Lightning's Trainer
 ) -> Fit:
     "Train, and keep the best weights. Raises `TrainError` if there is nothing to keep, or nothing to resume from these settings."
-    if epochs < 1:
-        raise TrainError(f"epochs must be 1 or more, not {epochs}.")
+    _check_settings(epochs=epochs, seed=seed, threads=threads, patience=patience, average=average, clip=clip, accumulate=accumulate)
     if resume and not folder:
         raise TrainError("resume=True needs a folder: the one that the training was started with.")
     settings = {"seed": seed, "epochs": epochs, "threads": use_threads(threads), "precision": choose_precision(model) if precision == "auto" else precision}
@@ -192,13 +221,16 @@ def _fit(model, data, settings: dict, monitor: str, folder: Path, tracker, progr
 
     mode = "min" if "loss" in monitor or "error" in monitor else "max"
     path, best = folder / "resume.ckpt", folder / "checkpoints"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainError(f"{folder} cannot hold checkpoints: {error.strerror}.") from None
     described = settings | {"model": type(model).__name__, **redact(dict(getattr(model, "hparams", {})))}
     resume = resume and path.is_file()
     if resume:
         check_place(path, described)
     else:
         (best / "best.ckpt").unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
     history, started = History(), time.perf_counter()
     with quiet():
         seed_everything(settings["seed"], workers=True, verbose=False)
@@ -208,7 +240,7 @@ def _fit(model, data, settings: dict, monitor: str, folder: Path, tracker, progr
         callbacks = _callbacks(best, monitor, mode, settings.get("patience"), settings.get("average"), own, options.pop("callbacks", []))
         trainer = _trainer(folder, settings["epochs"], logger, callbacks, options)
         try:
-            _run(trainer, model, data, keeper, path if resume else None)
+            _run(trainer, model, data, keeper, path if resume else None, monitor)
         finally:
             end_tracker(logger)
     row = _kept(best, model, history.epochs, monitor)

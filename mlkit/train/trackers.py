@@ -9,21 +9,18 @@ __all__ = ['TRACKERS', 'redact', 'wandb_mode', 'Files', 'make_tracker', 'end_tra
 import json
 import netrc
 import os
-import re
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 from ..core.errors import suggest
+from ..core.secrets import blotted, tells_secret
 from .basics import TrainError
 
 TRACKERS = ("wandb", "file")
 
 # %% ../../nbs/train/03_trackers.ipynb #f490deaf
-_TELLING = re.compile(r"(secret|password|passwd|passphrase|(?:^|[_-])token$|(?:api|access|private|account)[_-]?key|credential|authorization)", re.IGNORECASE)
-_IN_URLS = (re.compile(r"(?<=://)([^/\s:@]*:)[^/\s@]+(?=@)"), re.compile(r"([?&](?:[^=&\s]*[_-])?(?:token|key|sig|signature|secret|password|credential)=)[^&\s#]+", re.IGNORECASE))
-
-
 def redact(value, name: str = ""):
     "Replace secrets in nested settings by `***`; everything that JSON does not know becomes text."
     from mlkit.pipeline.contract import Secret
@@ -32,7 +29,7 @@ def redact(value, name: str = ""):
         return {_blotted(str(k)): redact(v, str(k)) for k, v in value.items()}
     if isinstance(value, (list, tuple, set)):
         return [redact(v, name) for v in value]
-    if isinstance(value, Secret) or (_TELLING.search(name) and isinstance(value, (str, bytes)) and value):
+    if isinstance(value, Secret) or (tells_secret(name) and isinstance(value, (str, bytes)) and value):
         return "***"
     if value is None or isinstance(value, (bool, int, float)):
         return value
@@ -43,14 +40,12 @@ def _blotted(text: str) -> str:
     "Take out the values of secret environment variables, and what lets one in where a URL leads."
     for secret in _environment_secrets():
         text = text.replace(secret, "***")
-    for pattern in _IN_URLS:
-        text = pattern.sub(r"\1***", text)
-    return text
+    return blotted(text)
 
 
 def _environment_secrets() -> list[str]:
     "List the values of environment variables that are called like secrets, longest first."
-    return sorted({v for k, v in os.environ.items() if _TELLING.search(k) and len(v) >= 8}, key=len, reverse=True)
+    return sorted({v for k, v in os.environ.items() if tells_secret(k) and len(v) >= 8}, key=len, reverse=True)
 
 # %% ../../nbs/train/03_trackers.ipynb #7ff9b8dc
 def wandb_mode() -> Literal["online", "offline", "disabled"]:
@@ -92,8 +87,11 @@ class Files:
     def write(self, metrics: Mapping, step: int | None):
         "Append a line of numbers; those that are not finite become null."
         row = {"step": step, **{k: (float(v) if abs(float(v)) < float("inf") else None) for k, v in metrics.items()}}
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            warnings.warn(f"{self.folder / 'metrics.jsonl'} cannot be written: {error.strerror}. The training goes on; what it measures meanwhile is not kept there.", stacklevel=2)
 
 
 def _files(folder: Path, config: dict):

@@ -9,6 +9,7 @@ __all__ = ['VisionError', 'Augment', 'mix', 'Decoded', 'OnDemand', 'make_targets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Literal
 import numpy as np
@@ -146,6 +147,21 @@ def make_targets(labels: pl.Series, known: Sequence[str], task: str) -> np.ndarr
     return (class_numbers if task == "classification" else label_matrix)(labels, known)
 
 # %% ../../nbs/vision/00_data.ipynb #3da8326d
+def _check_settings(**given):
+    "Refuse settings of which no batches can be made."
+    whole = lambda n: isinstance(n, Integral) and n >= 1
+    rules = {
+        "size": ("a whole number, or a height and a width", lambda s: s is None or (len(s) == 2 and all(map(whole, s)) if isinstance(s, (tuple, list)) else whole(s))),
+        "channels": ("1 or 3", (None, 1, 3).__contains__),
+        "fit": ("crop or stretch", ("crop", "stretch").__contains__),
+        "broken": ("raise or skip", ("raise", "skip").__contains__),
+        "batch_size": ("a whole number, 1 or more", whole),
+    }
+    for name, (wanted, holds) in rules.items():
+        if not holds(given[name]):
+            raise VisionError(f"{name} is {wanted}, not {given[name]!r}.")
+
+
 class ImageData(SidedData):
     "A frame of labelled images, ready for training."
 
@@ -172,6 +188,7 @@ class ImageData(SidedData):
         frame = require(frame, image, label, where="the frame").lazy().collect()
         if not len(frame):
             raise VisionError("the frame has no rows.")
+        _check_settings(size=size, channels=channels, fit=fit, broken=broken, batch_size=batch_size)
         self.image, self.label, self.split, self.base = image, label, split, Path(base) if base else None
         self.batch_size, self.augment, self.workers, self.grow = batch_size, augment, workers, grow
         self.task = task or find_task(frame[label])
@@ -181,7 +198,7 @@ class ImageData(SidedData):
         frame = frame.with_row_index("__row").filter(~pl.col("__row").is_in(list(self.broken)))
         self.frame = _with_split(frame, image, split, self.base)
         self.labels = () if self.task == "regression" else find_labels(self.frame, label, split, labels)
-        if self.task == "regression" and not target_values(self.frame[label]).std():
+        if self.task == "regression" and labels is None and not target_values(self.frame[label]).std():
             raise VisionError(f'all rows have the same {label}, {self.frame[label][0]}: there is nothing to learn.')
 
     def _decode(self, values: pl.Series, broken: str) -> tuple[np.ndarray | None, dict[int, str]]:
@@ -199,7 +216,7 @@ class ImageData(SidedData):
         "The rows of a side. Raises `VisionError` if there are none."
         rows = self.frame.filter(pl.col(self.split) == side)
         if not len(rows):
-            raise VisionError(f'no row has the {self.split} "{side}"; there are: {", ".join(sorted(map(str, self.frame[self.split].unique())))}.')
+            raise VisionError(f'no row has the {self.split} "{side}"; there are: {", ".join(sorted(map(str, self.frame[self.split].unique())))}. Without such a column the images are divided by content; hold_out takes some rows of one side for another.')
         return rows
 
     def dataset(self, side: str) -> Decoded | OnDemand:

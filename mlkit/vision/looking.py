@@ -55,6 +55,8 @@ def grad_cam(
     with torch.enable_grad():
         features = backbone.forward_features(network.scale(images.to(model.device))).detach().requires_grad_(True)
         scores = backbone.forward_head(features)
+        if classes is not None and (len(classes) != len(scores) or not all(0 <= c < scores.shape[1] for c in classes)):
+            raise VisionError(f"classes are a number from 0 to {scores.shape[1] - 1} for each of the {len(scores)} images, not {list(classes)}.")
         chosen = scores.argmax(1) if classes is None else torch.as_tensor(list(classes), device=scores.device)
         (gradient,) = torch.autograd.grad(scores.gather(1, chosen[:, None]).sum(), features)
     maps = torch.relu((_as_maps(features) * _as_maps(gradient).mean((2, 3), keepdim=True)).sum(1, keepdim=True))

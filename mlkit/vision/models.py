@@ -57,6 +57,8 @@ class ImageModel(LightningModule):
         **options,  # for timm.create_model
     ):
         super().__init__()
+        if data.task != self.task:
+            raise VisionError(f"{type(self).__name__} is for {self.task}; the labels of the data make it {data.task}.")
         learning = {"lr": lr, "weight_decay": weight_decay, "label_smoothing": label_smoothing, "frozen": frozen, "body_rate": body_rate, "layer_decay": layer_decay}
         learning |= {"mixup": mixup, "cutmix": cutmix, "schedule": schedule, "optimizer": optimizer}
         self.lr, self.learning = lr, learning
@@ -84,10 +86,17 @@ class ImageModel(LightningModule):
         return Network(backbone, *scaling)
 
     def make_class_weights(self, given, data: ImageData):
-        "Turn `balanced` into numbers."
-        if given is None or not isinstance(given, str):
-            return given
-        return balance(data.rows("train")[data.label].explode() if self.task == "multilabel" else data.rows("train")[data.label], self.labels)
+        "Turn `balanced` into numbers. Raises `VisionError` where there is nothing to weigh."
+        if given is None:
+            return None
+        if self.task == "regression" or isinstance(given, str) and given != "balanced":
+            raise VisionError(f'class_weights are "balanced" or a number for each class, not {given!r} for {self.task}.')
+        if isinstance(given, str):
+            labels = data.rows("train")[data.label]
+            return balance(labels.explode() if self.task == "multilabel" else labels, self.labels)
+        if len(given) != len(self.labels):
+            raise VisionError(f"{len(given)} class_weights do not fit the {len(self.labels)} classes {', '.join(map(str, self.labels))}.")
+        return given
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         "Score a batch of images, given as bytes or as floats from 0 to 255."
@@ -164,7 +173,7 @@ class Trained:
         config = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         if (task := config.get("task", cls.task)) != cls.task:
             raise VisionError(f"{folder} holds a model for {task}, and {cls.__name__} is for {cls.task}.")
-        model = cls(config["arch"], _Saved(config), **config["options"], **options)
+        model = cls(config["arch"], _Saved(config | {"task": task}), **config["options"], **options)
         model.network.load_state_dict({"temperature": torch.tensor(1.0)} | load_file(folder / "weights.safetensors"))
         return model.eval()
 
@@ -303,7 +312,7 @@ class _Saved:
     target_scale = (0.0, 1.0)
 
     def __init__(self, config: dict):
-        self.prepare, self.labels = ImagePreprocess.from_dict(config["preprocess"]), config["labels"]
+        self.prepare, self.labels, self.task = ImagePreprocess.from_dict(config["preprocess"]), config["labels"], config["task"]
         self.statistics = [0.0] * self.prepare.channels, [1.0] * self.prepare.channels
 
 

@@ -61,7 +61,7 @@ class _Residual(torch.nn.Module):
 class SmallResNet(torch.nn.Module):
     "A residual network for images of 16 to 64 pixels, with the face of timm's."
 
-    def __init__(self, in_chans: int = 3, num_classes: int = 10, width: int = 32, drop_rate: float = 0.0, **ignored):
+    def __init__(self, in_chans: int = 3, num_classes: int = 10, width: int = 32, drop_rate: float = 0.0):
         super().__init__()
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = 4 * width
@@ -119,6 +119,8 @@ def make_backbone(arch: str, prepare: ImagePreprocess, outputs: int, pretrained:
             backbone = timm.create_model(arch, pretrained=pretrained, in_chans=prepare.channels, num_classes=outputs, **options)
         with torch.inference_mode():
             backbone.eval()(torch.zeros(1, prepare.channels, *size))
+    except OSError as error:
+        raise VisionError(f"the pretrained weights of {arch} cannot be had: {str(error).splitlines()[0]} Where there is no network, start from weights= a file, or {' or '.join(NAMED_WEIGHTS)}.") from None
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         raise VisionError(f"{arch} cannot be made for images of {size[0]} x {size[1]}: {error}. Try a larger size, or another arch.") from None
     return backbone.train()
