@@ -9,7 +9,7 @@ __all__ = ['STATUS', 'HttpProtocol']
 import asyncio
 from collections import deque
 from http import HTTPStatus
-from .app import App, Request, Response, failure
+from .app import App, Request, Response, Route, failure
 from .protocol import ServeError
 
 try:
@@ -41,6 +41,7 @@ class HttpProtocol(asyncio.Protocol):
         self.busy = self.stepping = self.closing = self.lost = self.last = False
         self.arriving, self.in_head, self.served, self.held = False, False, 0, 0
         self.write_due: float | None = None
+        self.shut: tuple[Route, Response] | None = None  # the answer of a request that is refused by its head
         self.guard, self.slot = self.app.guard, 0
 
     def connection_made(self, transport):
@@ -121,22 +122,30 @@ class HttpProtocol(asyncio.Protocol):
         length = self.headers.get(b"content-length")
         if length is not None and int(length) > self.limits.body:
             raise ServeError(f"the body has {int(length):,} bytes, more than {self.limits.body:,}.", 413)
+        if self.app.models.rest.turns and not self.waiting and not self.busy:
+            self.shut = self.app.shut(self.parser.get_method(), self.url, self.client)
         if self.headers.get(b"expect", b"").lower() == b"100-continue":
+            if self.shut is not None:
+                raise ServeError("too many rows are waiting already: try again later.", 429, 1)
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes):
-        self.parts.append(body)
         self.size += len(body)
         if self.size > self.limits.body:
             raise ServeError(f"the body has more than {self.limits.body:,} bytes.", 413)
+        if self.shut is None:
+            self.parts.append(body)
         if self.size > 65_536:
-            self._hold(len(body))
+            if self.shut is None:
+                self._hold(len(body))
             self.due = self.begun + self.limits.read_seconds + self.size / 65_536  # a large body may come at 64 kB a second
 
     def on_message_complete(self):
         if self.upgrade:
             return
         self.arriving = False
+        if self.shut is not None:
+            return self._turn_away(*self.shut)
         url = self.url
         if not url.startswith(b"/"):
             url = _path_of(url)
@@ -149,6 +158,11 @@ class HttpProtocol(asyncio.Protocol):
             self._step()
         elif len(self.waiting) > 8:
             self.transport.pause_reading()
+
+    def _turn_away(self, route: Route, response: Response):
+        request, self.shut = Request(route.method, self.url.decode("latin-1"), "", self.headers, b"", self.client), None
+        self.app.refused(request, route, response)
+        self._reply(request, response, self.parser.should_keep_alive())
 
     def _step(self):
         "Answer what waits, one after the other."
