@@ -132,6 +132,8 @@ def test_the_clouds_find_what_they_look_for(bundles):
         ("/predict/linear", b"1,2,1e39", {"content_type": "text/csv"}, 400),
         ("/v2/models/linear/infer", json.dumps(tensor([1, 2, 3]) | {"parameters": {"timeout": True}}).encode(), {}, 400),
         ("/predict/linear", b'[{"x": [1, 2, 3]}]', {"x_request_timeout": "nan"}, 400),
+        ("/v2/models/linear/infer", json.dumps(tensor([1, 2, True])).encode(), {}, 400),
+        ("/predict/linear", b'[{"x": [1, 2, true]}]', {}, 400),
     ],
 )
 def test_bad_requests_are_told_so(server, path, body, headers, status):

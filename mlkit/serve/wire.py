@@ -42,6 +42,7 @@ class HttpProtocol(asyncio.Protocol):
         self.arriving, self.in_head, self.served, self.held = False, False, 0, 0
         self.write_due: float | None = None
         self.shut: tuple[Route, Response] | None = None  # the answer of a request that is refused by its head
+        self.wrong: ServeError | None = None  # with what came after requests that are still to be answered
         self.guard, self.slot = self.app.guard, 0
 
     def connection_made(self, transport):
@@ -72,7 +73,7 @@ class HttpProtocol(asyncio.Protocol):
         return self.busy and not self.closing  # a client may close its side and still wait for the answer
 
     def data_received(self, data: bytes):
-        if self.closing:
+        if self.closing or self.wrong:
             return  # the error is on its way; what still comes is thrown away, so that it arrives
         try:
             self.parser.feed_data(data)
@@ -188,6 +189,8 @@ class HttpProtocol(asyncio.Protocol):
             self.guard.table[self.slot] = 0
         if close:
             self._close()
+        elif self.wrong and not self.waiting:
+            self.refuse(self.wrong)
         elif not self.stepping:
             self.due = self.time() + (self.limits.read_seconds if self.arriving else self.limits.idle_seconds)
             if self.waiting:
@@ -196,8 +199,11 @@ class HttpProtocol(asyncio.Protocol):
                 self.transport.resume_reading()
 
     def refuse(self, error: ServeError):
-        "Answer an error that ends the connection."
+        "Answer an error that ends the connection, after all that was asked before."
         if self.closing:
+            return
+        if self.busy or self.waiting:
+            self.wrong, self.parts = error, []
             return
         response = failure(error)
         self.app.tally.request("other", "_OTHER", response.status, 0.0)
