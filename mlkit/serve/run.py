@@ -31,12 +31,25 @@ def _uvicorn(app, settings: Settings):
         def capture_signals(self):
             yield
 
+        def expire(self):
+            now = asyncio.get_running_loop().time()
+            for connection in list(self.server_state.connections):
+                connection.expire(now)
+
         async def on_tick(self, counter: int) -> bool:
             if counter % 10 == 0:
-                now = asyncio.get_running_loop().time()
-                for connection in list(self.server_state.connections):
-                    connection.expire(now)
+                self.expire()
             return await super().on_tick(counter)
+
+        async def shutdown(self, sockets=None):
+            async def go_on():  # there are no ticks any more
+                while True:
+                    await asyncio.sleep(0.5)
+                    self.expire()
+
+            going = asyncio.ensure_future(go_on())
+            await super().shutdown(sockets)
+            going.cancel()
 
     config = uvicorn.Config(
         app, http=HttpProtocol, ws="none", lifespan="off", proxy_headers=False, server_header=False, log_config=None, access_log=False,

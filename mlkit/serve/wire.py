@@ -215,9 +215,9 @@ class HttpProtocol(asyncio.Protocol):
         "Close in a way that lets the other side read what was written, even if it is still sending."
         self.closing = True
         self.waiting.clear()
+        self.due = self.time() + (self.limits.read_seconds if self.transport.get_write_buffer_size() else 2.0)
         if self.arriving and self.transport.can_write_eof():
             self.transport.write_eof()
-            self.due = self.time() + 2.0
         else:
             self.transport.close()
 
@@ -244,10 +244,12 @@ class HttpProtocol(asyncio.Protocol):
             self.transport.abort()
         elif self.closing or not self.busy:
             if now > self.due:
-                if self.arriving and not self.closing:
+                if self.closing:  # under TLS, a connection is closed only when the other side says so too
+                    self.transport.abort()
+                elif self.arriving:
                     self.refuse(ServeError("the request took too long to arrive.", 408))
                 else:
-                    self.transport.abort() if self.closing else self.transport.close()
+                    self._close()
 
     def pause_writing(self):
         self.write_due = self.time() + self.limits.read_seconds
@@ -260,7 +262,7 @@ class HttpProtocol(asyncio.Protocol):
         self.last = True
         if not self.busy and not self.arriving:
             if self.served:
-                self.transport.close()
+                self._close()
             else:
                 self.due = min(self.due, self.time() + 1.0)
 
