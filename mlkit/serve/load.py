@@ -258,7 +258,8 @@ def curve_text(curve: LoadCurve) -> str:
     best = curve.best
     verdict = f"{best.rate:.0f} answers a second within {curve.objective * 1000:.0f} ms (99 of 100), from {best.clients} clients on {best.cores:.1f} cores; ready after {curve.start:.1f} s"
     limit = "\nThe generator was busy all the time: the server can do more than this." if best.generator > 0.9 else ""
-    return f"{text_table(curve_rows(curve), HEADER)}\n{verdict}{limit}"
+    crowded = "" if (most := max(p.cores for p in curve.points)) > 0.7 or len(curve.points) < 4 else f"\nThe server never got more than {most:.1f} of a core: other programs keep this machine busy, and it can do more than this."
+    return f"{text_table(curve_rows(curve), HEADER)}\n{verdict}{limit}{crowded}"
 
 # %% ../../nbs/serve/11_load.ipynb #2b93dfbe
 def bench(
