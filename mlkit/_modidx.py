@@ -2596,6 +2596,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'mlkit.serve.load._past_the_knee': ('serve/load.html#_past_the_knee', 'mlkit/serve/load.py'),
                                   'mlkit.serve.load._wait': ('serve/load.html#_wait', 'mlkit/serve/load.py'),
                                   'mlkit.serve.load.bench': ('serve/load.html#bench', 'mlkit/serve/load.py'),
+                                  'mlkit.serve.load.crowded': ('serve/load.html#crowded', 'mlkit/serve/load.py'),
                                   'mlkit.serve.load.curve_rows': ('serve/load.html#curve_rows', 'mlkit/serve/load.py'),
                                   'mlkit.serve.load.curve_text': ('serve/load.html#curve_text', 'mlkit/serve/load.py'),
                                   'mlkit.serve.load.golden_requests': ('serve/load.html#golden_requests', 'mlkit/serve/load.py'),

@@ -273,11 +273,18 @@ def compose(image: Image, baked: bool = True) -> dict:
     return {"name": image.name, "services": {"server": service | mounts}}
 
 # %% ../../nbs/serve/10_image.ipynb #90ee78b1
+_numeric = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)(e[-+]?\d+)?|0o[0-7]+", re.I)  # for YAML 1.2
+
+
 def to_yaml(*documents: dict) -> str:
-    "Write documents as YAML, each in the order of its keys."
+    "Write documents as YAML, each in the order of its keys, without anchors."
     import yaml
 
-    return yaml.safe_dump_all(documents, sort_keys=False, width=160, explicit_start=len(documents) > 1)
+    class Dumper(yaml.SafeDumper):
+        ignore_aliases = lambda *_: True
+
+    Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, "'" if _numeric.fullmatch(text) else None))
+    return yaml.dump_all(documents, Dumper=Dumper, sort_keys=False, width=160, explicit_start=len(documents) > 1)
 
 
 def docker_files(image: Image, baked: bool = True) -> dict[str, bytes]:
