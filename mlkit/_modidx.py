@@ -2518,6 +2518,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'mlkit.serve.image._bytes_of': ('serve/image.html#_bytes_of', 'mlkit/serve/image.py'),
                                    'mlkit.serve.image._installed': ('serve/image.html#_installed', 'mlkit/serve/image.py'),
                                    'mlkit.serve.image._kept': ('serve/image.html#_kept', 'mlkit/serve/image.py'),
+                                   'mlkit.serve.image._of_others': ('serve/image.html#_of_others', 'mlkit/serve/image.py'),
                                    'mlkit.serve.image._symbols': ('serve/image.html#_symbols', 'mlkit/serve/image.py'),
                                    'mlkit.serve.image._urlsafe': ('serve/image.html#_urlsafe', 'mlkit/serve/image.py'),
                                    'mlkit.serve.image._zip': ('serve/image.html#_zip', 'mlkit/serve/image.py'),
