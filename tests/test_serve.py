@@ -132,6 +132,8 @@ def test_the_clouds_find_what_they_look_for(bundles):
         ("/predict/linear", b"1,2,1e39", {"content_type": "text/csv"}, 400),
         ("/v2/models/linear/infer", json.dumps(tensor([1, 2, 3]) | {"parameters": {"timeout": True}}).encode(), {}, 400),
         ("/predict/linear", b'[{"x": [1, 2, 3]}]', {"x_request_timeout": "nan"}, 400),
+        ("/v2/models/linear/infer", json.dumps(tensor([1, 2, True])).encode(), {}, 400),
+        ("/predict/linear", b'[{"x": [1, 2, true]}]', {}, 400),
     ],
 )
 def test_bad_requests_are_told_so(server, path, body, headers, status):
@@ -331,11 +333,16 @@ def test_tokens_guard_all_but_health(bundles, tmp_path):
     assert "0123456789abcdef" not in server.log.read_text() and '"client":"shop"' in server.log.read_text()
 
 
-def test_tls_works(bundles, tmp_path):
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", tmp_path / "key", "-out", tmp_path / "cert", "-days", "2", "-subj", "/CN=localhost"]
+def certified(home) -> tuple[tuple, ssl.SSLContext]:
+    "What a server is to be started with, and what trusts it."
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", home / "key", "-out", home / "cert", "-days", "2", "-subj", "/CN=localhost"]
     subprocess.run(list(map(str, command)), check=True, capture_output=True)
-    with serving(bundles / "first", "--tls-cert", tmp_path / "cert", "--tls-key", tmp_path / "key", ready=False) as server:
-        trust = ssl.create_default_context(cafile=str(tmp_path / "cert"))
+    return ("--tls-cert", home / "cert", "--tls-key", home / "key"), ssl.create_default_context(cafile=str(home / "cert"))
+
+
+def test_tls_works(bundles, tmp_path):
+    words, trust = certified(tmp_path)
+    with serving(bundles / "first", *words, ready=False) as server:
         for _ in range(100):
             try:
                 with urllib.request.urlopen(f"https://localhost:{server.port}/v2/health/ready", context=trust, timeout=5) as answer:
@@ -344,6 +351,24 @@ def test_tls_works(bundles, tmp_path):
             except OSError:
                 time.sleep(0.1)
         raise AssertionError("no answer over TLS")
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_connections_that_ask_nothing_do_not_keep_a_server_from_ending(bundles, tmp_path, encrypted):
+    words, trust = certified(tmp_path) if encrypted else ((), None)
+    with serving(bundles / "first", *words, ready=not encrypted) as server:
+        until = time.monotonic() + 60
+        while '"ready"' not in server.log.read_text() and time.monotonic() < until:
+            time.sleep(0.1)
+        lines = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(2)]
+        if encrypted:
+            lines = [trust.wrap_socket(line, server_hostname="localhost") for line in lines]
+        lines[0].sendall(b"GET /v2/health/live HTTP/1.1\r\n\r\n")
+        assert lines[0].recv(1000).startswith(b"HTTP/1.1 200")
+        begun = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0 and time.monotonic() - begun < 20, "the time for what has begun is 30 seconds"
+        [line.close() for line in lines]
 
 
 def test_shadows_and_challengers_get_their_share_and_samples_are_kept(bundles, tmp_path):

@@ -7,7 +7,9 @@ __all__ = ['add_commands']
 
 # %% ../../nbs/cli/03_deploy.ipynb #4f84804a
 import argparse
+import sys
 from pathlib import Path
+from .values import positive
 
 # %% ../../nbs/cli/03_deploy.ipynb #26e4dca7
 def _bench(args) -> int:
@@ -27,8 +29,6 @@ def _bench(args) -> int:
 
 
 def _progress(point):
-    import sys
-
     print(f"{point.clients} clients: {point.rate:,.0f} answers a second, 99 of 100 within {point.p99 * 1000:.1f} ms", file=sys.stderr)
 
 # %% ../../nbs/cli/03_deploy.ipynb #b744422d
@@ -37,21 +37,27 @@ def _deploy(args) -> int:
 
     options = {"rate": args.rate, "kserve": args.kserve or None, "baked": False if args.mount else None, "runtime": args.runtime}
     folder = deploy(args.target, args.bundle, args.output, args.load, args.registry, _progress, **options)
-    print(f"{folder.name}/ holds {sum(p.is_file() for p in folder.rglob('*'))} files for {args.target}; what to do with them:\n{_next(args.target, folder)}")
+    if (measured := folder / "load.json").exists() and not args.load:
+        from mlkit.serve.load import LoadCurve, crowded
+
+        if said := crowded(LoadCurve.from_json(measured.read_text(encoding="utf-8"))):
+            print(said.strip(), file=sys.stderr)
+    print(f"{args.output}/ holds {sum(p.is_file() for p in folder.rglob('*'))} files for {args.target}; what to do with them:\n{_next(args.target, args.output)}")
     return 0
 
 
 def _next(target: str, folder: Path) -> str:
-    "The commands that come after."
+    "The commands that come after, to be typed where this one was."
     import json
+    from shlex import quote
 
-    image = json.loads((folder / "deploy.json").read_text())["image"]
-    build = f"    docker build --tag {image} {folder.name}/image && docker push {image}\n"
+    image, place = json.loads((folder / "deploy.json").read_text())["image"], quote(str(folder))
+    build = f"    docker build --tag {image} {place}/image && docker push {image}\n"
     return {
-        "docker": f"    docker compose --project-directory {folder.name} up --build",
-        "kubernetes": build + f"    kubectl apply --kustomize {folder.name}",
-        "edge": f"    python -m http.server --bind 127.0.0.1 --directory {folder.name} 8000",
-    }.get(target, f"    cd {folder.name} && less commands.sh")
+        "docker": f"    docker compose --project-directory {place} up --build",
+        "kubernetes": build + f"    kubectl apply --kustomize {place}",
+        "edge": f"    python -m http.server --bind 127.0.0.1 --directory {place} 8000",
+    }.get(target, f"    cd {place} && less commands.sh")
 
 # %% ../../nbs/cli/03_deploy.ipynb #98cba45f
 def _number(text: str) -> float:
@@ -82,6 +88,6 @@ def add_commands(commands):
     bench.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the curve as JSON, for mlkit deploy --load")
     bench.add_argument("--seconds", type=_number, default=3.0, help="for each number of clients; default: 3")
     bench.add_argument("--objective", type=_number, default=100.0, metavar="MS", help="milliseconds that 99 of 100 answers may take; default: 100")
-    bench.add_argument("--clients", type=int, default=256, metavar="N", help="clients at once, at most; default: 256")
+    bench.add_argument("--clients", type=positive, default=256, metavar="N", help="clients at once, at most; default: 256")
     bench.add_argument("--options", nargs=argparse.REMAINDER, default=(), metavar="OPTION", help="options of mlkit serve, last on the line, such as --options --lanes 2")
     bench.set_defaults(call=_bench)

@@ -101,16 +101,16 @@ def score(app, request, reply):
 
 # %% ../../nbs/serve/06_clouds.ipynb #63918d40
 def cloud_routes(environment: Mapping[str, str]) -> list[Route]:
-    "Routes that the environment asks for beside the usual ones. Raises `MLKitError` for what is no path."
+    "Routes that the environment asks for, beside the usual ones or in their place. Raises `MLKitError` for what is no path."
     wanted = {"AIP_HEALTH_ROUTE": ("GET", ready, True), "AIP_PREDICT_ROUTE": ("POST", vertex, False), "AZUREML_LIVENESS_ROUTE": ("GET", live, True), "AZUREML_READINESS_ROUTE": ("GET", ready, True)}
-    routes = []
+    routes, usual = [], {(r.method, r.path): r.handler for r in ROUTES}
     for name, (method, handler, is_open) in wanted.items():
         path = environment.get(name)
         if path is None:
             continue
         if not path.startswith("/") or any(c in path for c in "{}?# \r\n"):
             raise MLKitError(f"{name} must be a path such as /predict, not {path!r}.")
-        if (method, path) not in {(r.method, r.path) for r in ROUTES}:
+        if usual.get((method, path)) is not handler:
             about = {"kind": "predictions", "body": "rows"} if method == "POST" else {}
             routes.append(Route(method, path, handler, f"As {name} asks for it", is_open, **about))
     return routes
@@ -120,7 +120,7 @@ def where_told(environment: Mapping[str, str]) -> dict:
     "Host and port, if a cloud tells them: then the container is to be reached from outside."
     for name in ("AIP_HTTP_PORT", "SAGEMAKER_BIND_TO_PORT"):
         if text := environment.get(name):
-            if not text.isdigit() or not 0 < int(text) < 65_536:
+            if not text.isdecimal() or not 0 < int(text) < 65_536:
                 raise MLKitError(f"{name} must be a port, not {text!r}.")
             return {"host": "0.0.0.0", "port": int(text)}
     return {"host": "0.0.0.0"} if "AZUREML_MODEL_DIR" in environment else {}

@@ -73,13 +73,13 @@ def azureml(image: Image, sizing: Sizing, clients: int, instance: str = "Standar
 # %% ../../nbs/serve/13_descriptors.ipynb #0f76a970
 _push = "docker build --tag {image} image && docker push {image}\n"
 _commands = {
-    "sagemaker": _push
+    "sagemaker": "# Before: name the role that may run it in create-model.json. The image has to be pushed to ECR.\n" + _push
     + "aws sagemaker create-model --cli-input-json file://create-model.json\n"
     + "aws sagemaker create-endpoint-config --cli-input-json file://create-endpoint-config.json\n"
     + "aws sagemaker create-endpoint --cli-input-json file://create-endpoint.json   # the next time: update-endpoint\n"
     + "aws application-autoscaling register-scalable-target --cli-input-json file://register-scalable-target.json\n"
     + "aws application-autoscaling put-scaling-policy --cli-input-json file://put-scaling-policy.json\n",
-    "vertex": _push
+    "vertex": "# Before: set PROJECT and REGION. ENDPOINT is the number in the answer to the second post.\n" + _push
     + 'api=https://$REGION-aiplatform.googleapis.com/v1/projects/$PROJECT/locations/$REGION\n'
     + 'post() {{ curl --fail --header "Authorization: Bearer $(gcloud auth print-access-token)" --json @$1 $api/$2; }}\n'
     + "post model.json models:upload\npost endpoint.json endpoints\n"

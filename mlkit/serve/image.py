@@ -55,8 +55,13 @@ class Image:
         return f"{self.registry.rstrip('/')}/{self.name}:{self.version}".lstrip("/")
 
 
+_prefix = re.compile(r"([a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*/?)?")
+
+
 def prepare(folder, registry: str = "") -> Image:
-    "Load a bundle, which replays its golden answers, and name its image. Raises `BundleError`."
+    "Load a bundle, which replays its golden answers, and name its image. Raises `BundleError`, and `DeployError` for a registry that cannot be one."
+    if not _prefix.fullmatch(registry):
+        raise DeployError(f'"{registry}" is no place for images: registry.example.org/team is one, in small letters and without https://.')
     bundle = Bundle.load(folder)
     digest = bytes_digest((Path(folder) / MANIFEST).read_bytes())
     return Image(Path(folder), bundle.manifest, dns_label(bundle.manifest.name), digest[:12], registry)
@@ -273,11 +278,18 @@ def compose(image: Image, baked: bool = True) -> dict:
     return {"name": image.name, "services": {"server": service | mounts}}
 
 # %% ../../nbs/serve/10_image.ipynb #90ee78b1
+_numeric = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)(e[-+]?\d+)?|0o[0-7]+", re.I)  # for YAML 1.2
+
+
 def to_yaml(*documents: dict) -> str:
-    "Write documents as YAML, each in the order of its keys."
+    "Write documents as YAML, each in the order of its keys, without anchors."
     import yaml
 
-    return yaml.safe_dump_all(documents, sort_keys=False, width=160, explicit_start=len(documents) > 1)
+    class Dumper(yaml.SafeDumper):
+        ignore_aliases = lambda *_: True
+
+    Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, "'" if _numeric.fullmatch(text) else None))
+    return yaml.dump_all(documents, Dumper=Dumper, sort_keys=False, width=160, explicit_start=len(documents) > 1)
 
 
 def docker_files(image: Image, baked: bool = True) -> dict[str, bytes]:
@@ -297,16 +309,33 @@ NOTE = "deploy.json"
 
 
 def write_folder(folder, files: dict[str, bytes], target: str, image: Image) -> Path:
-    "Write what is deployed, replacing what an earlier deployment wrote. Raises `DeployError` if something else stands there."
+    "Write what is deployed, replacing what an earlier deployment wrote. Raises `DeployError` if something else stands there, or nothing can."
     folder = Path(folder).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir()) and not (folder / NOTE).is_file()):
         raise DeployError(f"{folder} is there already and was not made by mlkit deploy: name another folder.")
+    if theirs := _of_others(folder):
+        raise DeployError(f"{folder} holds {theirs[0]}, which mlkit deploy did not write: move it away, or name another folder.")
     note = {"target": target, "image": image.reference, "bundle": image.manifest.name, "mlkit": _installed("mlkit").version, "files": sorted(files)}
     aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    for name, data in {**files, NOTE: (json.dumps(note, indent=1) + "\n").encode()}.items():
-        (aside / name).parent.mkdir(parents=True, exist_ok=True)
-        (aside / name).write_bytes(data)
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(aside, folder)
+    try:
+        for name, data in {**files, NOTE: (json.dumps(note, indent=1) + "\n").encode()}.items():
+            (aside / name).parent.mkdir(parents=True, exist_ok=True)
+            (aside / name).write_bytes(data)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(aside, folder)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise DeployError(f"{folder} cannot be written: {error.strerror}.") from None
     return folder
+
+
+def _of_others(folder: Path) -> list[str]:
+    "Files in the folder of a deployment that it does not know."
+    if not (folder / NOTE).is_file():
+        return []
+    try:
+        known = {NOTE, *json.loads((folder / NOTE).read_text(encoding="utf-8"))["files"]}
+    except (ValueError, KeyError, TypeError):
+        return [NOTE]
+    return sorted({p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()} - known)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEADER', 'LoadError', 'Running', 'serving', 'golden_requests', 'json_row', 'http_request', 'hammer', 'Point',
-           'LoadCurve', 'curve_rows', 'curve_text', 'bench']
+           'LoadCurve', 'curve_rows', 'crowded', 'curve_text', 'bench']
 
 # %% ../../nbs/serve/11_load.ipynb #eb74263d
 import asyncio
@@ -251,6 +251,12 @@ def curve_rows(curve: LoadCurve) -> list[tuple]:
     return [(p.clients, round(p.rate, 1), round(p.p50 * 1000, 2), round(p.p99 * 1000, 2), p.errors, round(p.cores, 2), p.memory // 10**6, f"{p.generator:.0%}") for p in curve.points]
 
 
+def crowded(curve: LoadCurve) -> str:
+    "A line that says so if the server was given too little of the machine to show what it can."
+    most = max(p.cores for p in curve.points)
+    return "" if most > 0.7 or len(curve.points) < 4 else f"\nThe server never got more than {most:.1f} of a core: other programs keep this machine busy, and it can do more than this."
+
+
 def curve_text(curve: LoadCurve) -> str:
     "Say what was measured, for a terminal."
     from mlkit.core.display import text_table
@@ -258,7 +264,7 @@ def curve_text(curve: LoadCurve) -> str:
     best = curve.best
     verdict = f"{best.rate:.0f} answers a second within {curve.objective * 1000:.0f} ms (99 of 100), from {best.clients} clients on {best.cores:.1f} cores; ready after {curve.start:.1f} s"
     limit = "\nThe generator was busy all the time: the server can do more than this." if best.generator > 0.9 else ""
-    return f"{text_table(curve_rows(curve), HEADER)}\n{verdict}{limit}"
+    return f"{text_table(curve_rows(curve), HEADER)}\n{verdict}{limit}{crowded(curve)}"
 
 # %% ../../nbs/serve/11_load.ipynb #2b93dfbe
 def bench(

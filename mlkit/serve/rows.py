@@ -14,7 +14,7 @@ import polars as pl
 from ..core.errors import MLKitError, suggest
 from ..data.images import encode_png
 from .arrow import read_arrow
-from .protocol import LIMITS, Limits, ServeError, read_json, write_json
+from .protocol import LIMITS, Limits, ServeError, json_types, read_json, write_json
 
 # %% ../../nbs/serve/03_rows.ipynb #df86b054
 def _image(value) -> bytes:
@@ -69,6 +69,8 @@ def column(
 
 def _numbers(name: str, values: list) -> pl.Series:
     "Numbers, lists of them, or whatever else the preprocessing may take; it has the last word."
+    if (found := json_types(values)) >= {bool} and found & {int, float}:
+        raise ServeError("true and false are no numbers, and stand between some.")
     try:
         return pl.Series(name, values, strict=False)
     except Exception:  # polars has many, and some are of no common class

@@ -9,7 +9,7 @@ __all__ = ['STATUS', 'HttpProtocol']
 import asyncio
 from collections import deque
 from http import HTTPStatus
-from .app import App, Request, Response, failure
+from .app import App, Request, Response, Route, failure
 from .protocol import ServeError
 
 try:
@@ -41,6 +41,8 @@ class HttpProtocol(asyncio.Protocol):
         self.busy = self.stepping = self.closing = self.lost = self.last = False
         self.arriving, self.in_head, self.served, self.held = False, False, 0, 0
         self.write_due: float | None = None
+        self.shut: tuple[Route, Response] | None = None  # the answer of a request that is refused by its head
+        self.wrong: ServeError | None = None  # with what came after requests that are still to be answered
         self.guard, self.slot = self.app.guard, 0
 
     def connection_made(self, transport):
@@ -71,7 +73,7 @@ class HttpProtocol(asyncio.Protocol):
         return self.busy and not self.closing  # a client may close its side and still wait for the answer
 
     def data_received(self, data: bytes):
-        if self.closing:
+        if self.closing or self.wrong:
             return  # the error is on its way; what still comes is thrown away, so that it arrives
         try:
             self.parser.feed_data(data)
@@ -121,22 +123,30 @@ class HttpProtocol(asyncio.Protocol):
         length = self.headers.get(b"content-length")
         if length is not None and int(length) > self.limits.body:
             raise ServeError(f"the body has {int(length):,} bytes, more than {self.limits.body:,}.", 413)
+        if self.app.models.rest.turns and not self.waiting and not self.busy:
+            self.shut = self.app.shut(self.parser.get_method(), self.url, self.client)
         if self.headers.get(b"expect", b"").lower() == b"100-continue":
+            if self.shut is not None:
+                raise ServeError("too many rows are waiting already: try again later.", 429, 1)
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes):
-        self.parts.append(body)
         self.size += len(body)
         if self.size > self.limits.body:
             raise ServeError(f"the body has more than {self.limits.body:,} bytes.", 413)
+        if self.shut is None:
+            self.parts.append(body)
         if self.size > 65_536:
-            self._hold(len(body))
+            if self.shut is None:
+                self._hold(len(body))
             self.due = self.begun + self.limits.read_seconds + self.size / 65_536  # a large body may come at 64 kB a second
 
     def on_message_complete(self):
         if self.upgrade:
             return
         self.arriving = False
+        if self.shut is not None:
+            return self._turn_away(*self.shut)
         url = self.url
         if not url.startswith(b"/"):
             url = _path_of(url)
@@ -149,6 +159,11 @@ class HttpProtocol(asyncio.Protocol):
             self._step()
         elif len(self.waiting) > 8:
             self.transport.pause_reading()
+
+    def _turn_away(self, route: Route, response: Response):
+        request, self.shut = Request(route.method, self.url.decode("latin-1"), "", self.headers, b"", self.client), None
+        self.app.refused(request, route, response)
+        self._reply(request, response, self.parser.should_keep_alive())
 
     def _step(self):
         "Answer what waits, one after the other."
@@ -174,6 +189,8 @@ class HttpProtocol(asyncio.Protocol):
             self.guard.table[self.slot] = 0
         if close:
             self._close()
+        elif self.wrong and not self.waiting:
+            self.refuse(self.wrong)
         elif not self.stepping:
             self.due = self.time() + (self.limits.read_seconds if self.arriving else self.limits.idle_seconds)
             if self.waiting:
@@ -182,8 +199,11 @@ class HttpProtocol(asyncio.Protocol):
                 self.transport.resume_reading()
 
     def refuse(self, error: ServeError):
-        "Answer an error that ends the connection."
+        "Answer an error that ends the connection, after all that was asked before."
         if self.closing:
+            return
+        if self.busy or self.waiting:
+            self.wrong, self.parts = error, []
             return
         response = failure(error)
         self.app.tally.request("other", "_OTHER", response.status, 0.0)
@@ -195,9 +215,9 @@ class HttpProtocol(asyncio.Protocol):
         "Close in a way that lets the other side read what was written, even if it is still sending."
         self.closing = True
         self.waiting.clear()
+        self.due = self.time() + (self.limits.read_seconds if self.transport.get_write_buffer_size() else 2.0)
         if self.arriving and self.transport.can_write_eof():
             self.transport.write_eof()
-            self.due = self.time() + 2.0
         else:
             self.transport.close()
 
@@ -224,10 +244,12 @@ class HttpProtocol(asyncio.Protocol):
             self.transport.abort()
         elif self.closing or not self.busy:
             if now > self.due:
-                if self.arriving and not self.closing:
+                if self.closing:  # under TLS, a connection is closed only when the other side says so too
+                    self.transport.abort()
+                elif self.arriving:
                     self.refuse(ServeError("the request took too long to arrive.", 408))
                 else:
-                    self.transport.abort() if self.closing else self.transport.close()
+                    self._close()
 
     def pause_writing(self):
         self.write_due = self.time() + self.limits.read_seconds
@@ -240,7 +262,7 @@ class HttpProtocol(asyncio.Protocol):
         self.last = True
         if not self.busy and not self.arriving:
             if self.served:
-                self.transport.close()
+                self._close()
             else:
                 self.due = min(self.due, self.time() + 1.0)
 
