@@ -66,8 +66,10 @@ def read_tokenizer(
 
 
 def no_model(name, error) -> NLPError:
-    "The error for a model that nobody has."
+    "The error for a model that nobody has, or that is damaged."
     reason = str(error).strip().splitlines()[0][:200]
+    if (Path(name) / "config.json").is_file():
+        return NLPError(f'The model "{name}" cannot be opened; transformers says: {reason}')
     return NLPError(f'There is no model "{name}": it is not {" or ".join(PACKAGED)}, no folder with a config.json, and transformers says: {reason}')
 
 # %% ../../nbs/nlp/01_data.ipynb #a66c8966

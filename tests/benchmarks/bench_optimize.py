@@ -1,7 +1,7 @@
 """What optimisation brings over torch eager, one thread: latency of a convolution network and a transformer, latency and quality of three trained models.
 
-`python tests/benchmarks/bench_optimize.py [resnet] [transformer] [fashion] [text] [series] [--json FILE]`; all of them without a name. Networks take turns, ratios are medians within rounds. The weights of
-the first two are random: what they answer is compared with the float network only. The others are trained here for minutes (data from $MLKIT_DATA) and scored on test rows that nothing was chosen by: accuracy, or
+`python tests/benchmarks/bench_optimize.py [resnet] [digits] [transformer] [fashion] [text] [series] [--json FILE]`; all of them without a name. Networks take turns, ratios are medians within rounds. The weights of
+`resnet` and `transformer` are random: what they answer is compared with the float network only. The others are trained here for minutes (data from $MLKIT_DATA) and scored on test rows that nothing was chosen by: accuracy, or
 minus the mean squared error, whose drop is a share of the error. A score is that of a short training; the drop is what optimisation costs.
 """
 
@@ -123,6 +123,23 @@ def fashion() -> list[dict]:
         return judged("small_resnet on Fashion-MNIST", parent, table, "label", lambda image: model(image), retrain=retrain)
 
 
+def digits() -> list[dict]:
+    "ResNet-18 trained on digits that are blown up to 224 x 224; half of its channels taken out, and trained on."
+    from mlkit.data import load
+    from mlkit.train import fit
+    from mlkit.vision import ImageClassifier, ImageData
+
+    table = load("digits").sample(1_200, seed=0)
+    table = table.with_columns(split=pl.Series(["train"] * 700 + ["validation"] * 200 + ["test"] * 300))
+    options, learning = {"size": 224, "channels": 3, "batch_size": 20, "augment": None}, {"threads": 1, "precision": "bf16-mixed"}
+    data, growing = ImageData(table, **options), ImageData(table, grow=0.25, **options)
+    model = fit(ImageClassifier("resnet18", data, lr=2e-3), growing, epochs=4, **learning).model
+    with tempfile.TemporaryDirectory() as home:
+        parent = model.export_bundle(f"{home}/model", data)
+        retrain = Retrain(model, data, epochs=3, prune=(0.5,), aware=False, options=learning)
+        return judged("ResNet-18 on digits at 224", parent, table, "label", lambda image: model(image), recipes=[("static int8 (minmax)",)], retrain=retrain)
+
+
 def text() -> list[dict]:
     "MiniLM with its real weights, fine-tuned on a part of SST-2's sentences."
     from mlkit.data import hold_out, load
@@ -161,7 +178,7 @@ def series() -> list[dict]:
         return judged("perceptron on ETTh1", parent, rows, "actual", lambda history: made.calibrated(history))
 
 
-SECTIONS = {"resnet": resnet, "transformer": transformer, "fashion": fashion, "text": text, "series": series}
+SECTIONS = {"resnet": resnet, "digits": digits, "transformer": transformer, "fashion": fashion, "text": text, "series": series}
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
