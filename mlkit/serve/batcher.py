@@ -178,6 +178,7 @@ class Batcher:
         self.waiting, self.running, self.scheduled, self.closed = FairQueue(), 0, False, False
         self.seconds_per_row = self.own_seconds_per_row = 0.0  # by the clock, and without waits for a core
         self.work = queue.SimpleQueue()
+        self.finished, self.collecting = deque(), False  # what lanes have run, and the loop has not handed out yet
         self.threads = [threading.Thread(target=self._lane, name=f"lane {i}", daemon=True) for i in range(pace.lanes)]
         self.idle = len(self.threads)
         for thread in self.threads:
@@ -188,6 +189,8 @@ class Batcher:
         if self.closed:
             raise ServeError("the model is being unloaded.", 503, 1)
         rows, limit = sum([item.rows for item in items]), self.capacity
+        if self.waiting.rows + rows > limit:
+            self._hurry()
         if self.waiting.rows and self.waiting.rows + rows > limit:
             for other in self.waiting.make_room(items[0].client, rows, limit):
                 other.done(full(*self.refuse()))
@@ -206,7 +209,15 @@ class Batcher:
 
     def full_for(self, client: str) -> bool:
         "Tell if not one row of a client could wait."
-        return self.waiting.full_for(client, self.capacity)
+        if self.waiting.rows >= (limit := self.capacity):
+            self._hurry()
+        return self.waiting.full_for(client, limit)
+
+    def _hurry(self):
+        "Have the lanes go on before anybody is refused: a turn of the loop may read a thousand requests, and they would wait for its end."
+        if self.finished:
+            self._collect()
+            self._dispatch()
 
     def refuse(self) -> tuple[int, int]:
         "Note that somebody is refused; returns the rows that wait, and in how many seconds there is room."
@@ -253,8 +264,16 @@ class Batcher:
             except Exception as error:
                 results = [error] * len(batch)
             seconds = perf_counter() - begun
-            self.loop.call_soon_threadsafe(self._finish, batch, results, seconds, max(thread_time() - own, seconds / 2))
+            self.finished.append((batch, results, seconds, max(thread_time() - own, seconds / 2)))
+            self.loop.call_soon_threadsafe(self._collect)
             self.rest.over.set()
+
+    def _collect(self):
+        if not self.collecting:  # whoever is answered may ask at once, and find the queue full
+            self.collecting = True
+            while self.finished:
+                self._finish(*self.finished.popleft())
+            self.collecting = False
 
     def _finish(self, batch: list[Item], results: list, seconds: float, own: float):
         "Keep the lane busy first, then hand out the results."
