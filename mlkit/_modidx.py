@@ -179,6 +179,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'mlkit.bundle.registry._holds': ('bundle/registry.html#_holds', 'mlkit/bundle/registry.py'),
                                        'mlkit.bundle.registry._known': ('bundle/registry.html#_known', 'mlkit/bundle/registry.py'),
                                        'mlkit.bundle.registry._object': ('bundle/registry.html#_object', 'mlkit/bundle/registry.py'),
+                                       'mlkit.bundle.registry._of_run': ('bundle/registry.html#_of_run', 'mlkit/bundle/registry.py'),
                                        'mlkit.bundle.registry._plain_name': ( 'bundle/registry.html#_plain_name',
                                                                               'mlkit/bundle/registry.py'),
                                        'mlkit.bundle.registry._ruling': ('bundle/registry.html#_ruling', 'mlkit/bundle/registry.py'),

@@ -347,6 +347,10 @@ package(bundle, weights.read_bytes(), said, pl.DataFrame({"x": [[1.0, 2.0]]}))
     said = read_bundle(made)[0].provenance
     commit = subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip()
     assert said == {"run": manifest["id"], "stage": "package", "key": job["key"], "commit": commit, "data": said["data"]}
+    assert Bundle.load("run:p/package/bundle").predict(pl.DataFrame({"x": [[1.0, 2.0]]}))["y"].to_list() == [[-1.0, -2.0]]
+    assert "whole" in mlkit("bundle", "check", "run:p/package/bundle").stdout
+    for wrong in ("run:p/package/model", "run:q/package/bundle", "run:p", "run:"):
+        assert "no good run of" in mlkit("serve", wrong, check=2).stderr
     subprocess.run([*git, "commit", "-qm", "two", "--allow-empty"], check=True)
     assert "proven" in mlkit("verify", "p").stdout
 

@@ -115,8 +115,8 @@ class Bundle:
 
     @classmethod
     def load(cls, folder, threads: int | None = None, replay: bool = True) -> "Bundle":
-        "Read, verify and try a bundle, given its folder or `registry:name@alias`. Raises `BundleError` that says what is wrong with it."
-        if str(folder).startswith("registry:"):
+        "Read, verify and try a bundle, given its folder, `registry:name@alias` or `run:pipeline/stage/path`. Raises `BundleError` that says what is wrong with it."
+        if str(folder).startswith(("registry:", "run:")):
             from mlkit.bundle.registry import resolve
 
             folder = resolve(folder)

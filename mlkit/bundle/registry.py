@@ -236,13 +236,27 @@ class Registry:
 
 # %% ../../nbs/bundle/08_registry.ipynb #0a252c13
 def resolve(
-    text,  # a path, or registry:name, registry:name@alias, registry:name@version
+    text,  # a path; registry:name, registry:name@alias, registry:name@version; or run:pipeline/stage/path, as in run:vision/package/bundle
 ) -> Path:
-    "Find the folder of a bundle; one in a registry is brought to this machine. Raises `BundleError`."
+    "Find the folder of a bundle, or what the newest good run of a pipeline wrote; one in a registry is brought to this machine. Raises `BundleError`."
+    if str(text).startswith("run:"):
+        return _of_run(str(text).removeprefix("run:"))
     if not str(text).startswith("registry:"):
         return Path(text)
     name, _, wanted = str(text).removeprefix("registry:").partition("@")
     return Registry().pull(name, wanted or None)
+
+
+def _of_run(text: str) -> Path:
+    from mlkit.pipeline.by_hand import newest
+
+    pipeline, _, ref = text.partition("/")
+    found = newest(ref, pipeline)
+    if len(found) > 1:
+        raise BundleError(f"the newest run of {pipeline} wrote {ref} {len(found)} times, in a sweep: name one of {', '.join(map(str, found))}.")
+    if not found:
+        raise BundleError(f"no good run of {pipeline or 'a pipeline'} has written {ref or 'anything of this name'}: write run:pipeline/stage/path, such as run:vision/package/bundle, after `mlkit run vision`.")
+    return found[0]
 
 # %% ../../nbs/bundle/08_registry.ipynb #68383d9e
 def versions_table(state: State) -> list[dict]:

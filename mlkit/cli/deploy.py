@@ -74,7 +74,7 @@ def add_commands(commands):
     "Add `deploy` and `bench`."
     deploy = commands.add_parser("deploy", help="write what a container, Kubernetes, a cloud or a browser needs to run a bundle")
     deploy.add_argument("target", choices=("docker", "kubernetes", "sagemaker", "vertex", "azureml", "edge"), metavar="docker|kubernetes|sagemaker|vertex|azureml|edge")
-    deploy.add_argument("bundle", metavar="BUNDLE", help="a folder, or registry:name@alias")
+    deploy.add_argument("bundle", metavar="BUNDLE", help="a folder, registry:name@alias, or run:pipeline/stage/path")
     deploy.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where the files go")
     deploy.add_argument("--registry", default="", metavar="PREFIX", help="where the image will be pushed to, such as registry.example.org/team")
     deploy.add_argument("--load", type=Path, metavar="FILE", help="what mlkit bench has written; default: measure now, where the target needs it")
@@ -84,7 +84,7 @@ def add_commands(commands):
     deploy.add_argument("--runtime", metavar="FOLDER", help="edge: node_modules, or onnxruntime-web in it; default: node_modules here or above, else npm pack")
     deploy.set_defaults(call=_deploy)
     bench = commands.add_parser("bench", help="measure how much load a bundle's server carries")
-    bench.add_argument("bundle", metavar="BUNDLE", help="a folder, or registry:name@alias")
+    bench.add_argument("bundle", metavar="BUNDLE", help="a folder, registry:name@alias, or run:pipeline/stage/path")
     bench.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the curve as JSON, for mlkit deploy --load")
     bench.add_argument("--seconds", type=_number, default=3.0, help="for each number of clients; default: 3")
     bench.add_argument("--objective", type=_number, default=100.0, metavar="MS", help="milliseconds that 99 of 100 answers may take; default: 100")

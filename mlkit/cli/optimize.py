@@ -67,7 +67,7 @@ def add_commands(commands):
     "Add `optimize` to the command line."
     text = "make a packaged model small and fast, measured on this machine"
     command = commands.add_parser("optimize", help=text, description=text[0].upper() + text[1:] + ".")
-    command.add_argument("bundle", help="a folder, or registry:NAME@ALIAS")
+    command.add_argument("bundle", help="a folder, registry:name@alias, or run:pipeline/stage/path")
     command.add_argument("data", help="rows to calibrate with and to judge on: a table, a glob, or a folder of class folders of images")
     command.add_argument("--label", metavar="COLUMN", help="the column of the truth; default: label, if there is one")
     command.add_argument("--latency-ms", type=float, metavar="X", help="what one call of the network may take")

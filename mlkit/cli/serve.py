@@ -76,7 +76,7 @@ _options = (
 
 def add_commands(commands):
     command = commands.add_parser("serve", help="answer requests over HTTP", description="Serve bundles over HTTP: Open Inference Protocol v2, SageMaker, Vertex AI, Azure ML, and rows as they are.")
-    command.add_argument("bundles", nargs="*", metavar="BUNDLE", help="a folder, or registry:name@alias; default: $MLKIT_BUNDLE, or where a cloud puts models")
+    command.add_argument("bundles", nargs="*", metavar="BUNDLE", help="a folder, registry:name@alias, or run:pipeline/stage/path; default: $MLKIT_BUNDLE, or where a cloud puts models")
     for name, kind, default, text in _options:
         given = os.environ.get("MLKIT_SERVE_" + name[2:].upper().replace("-", "_"))
         command.add_argument(name, type=kind, default=default if given is None else given, help=text if default is None else f"{text}; default: {default}")

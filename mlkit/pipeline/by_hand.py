@@ -14,22 +14,22 @@ from ..core.store import Store, find_output
 from .events import load_run, run_ids
 
 # %% ../../nbs/pipeline/09a_by_hand.ipynb #e985db67
-def _good_jobs(store: Store, stage: str) -> list[dict]:
+def _good_jobs(store: Store, stage: str, pipeline: str) -> list[dict]:
     for run_id in run_ids(store):
         try:
             manifest = load_run(store, run_id)
         except MLKitError:  # one that was killed before it wrote a line
             continue
         jobs = [j for j in manifest.get("jobs", {}).values() if j["stage"] == stage and j["state"] in ("done", "cached")]
-        if jobs and manifest["pipeline"] == Path.cwd().name:
+        if jobs and manifest["pipeline"] == pipeline:
             return jobs
     return []
 
 # %% ../../nbs/pipeline/09a_by_hand.ipynb #13aa1230
-def newest(ref: str) -> list[Path]:
-    "Return what the newest good jobs of a stage wrote to `ref`, 'stage/path'; nothing if there are none."
+def newest(ref: str, pipeline: str | None = None) -> list[Path]:
+    "Return what the newest good jobs of a stage wrote to `ref`, 'stage/path'; nothing if there are none. The pipeline is that of this folder, if none is named."
     store, (stage, _, path) = Store(find_store()), ref.partition("/")
-    return [found for job in _good_jobs(store, stage) if (found := _link(store, job, path))]
+    return [found for job in _good_jobs(store, stage, pipeline or Path.cwd().name) if (found := _link(store, job, path))]
 
 
 def _link(store: Store, job: dict, path: str) -> Path | None:

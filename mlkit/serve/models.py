@@ -229,9 +229,12 @@ def check_name(name: str, what: str = "model") -> str:
 
 def locate(source: str) -> tuple[Path, str | None]:
     "The folder of a bundle, and its version if a registry gave it one. Raises `MLKitError`."
-    if not str(source).startswith("registry:"):
+    if not str(source).startswith(("registry:", "run:")):
         return Path(source), None
-    from mlkit.bundle.registry import Registry
+    from mlkit.bundle.registry import Registry, resolve
+
+    if str(source).startswith("run:"):
+        return resolve(source), None
 
     name, _, wanted = str(source).removeprefix("registry:").partition("@")
     registry = Registry()
