@@ -212,8 +212,9 @@ def test_multiprocessing_works(tmp_path, method):
 def test_interrupt_kill_and_restart_work():
     with kernel() as one:
         pid = int(one.run("import os; x = 1; print(os.getpid())"))
-        message = one.client.execute("import time; time.sleep(60)")
-        time.sleep(0.3)
+        message = one.client.execute("import time; print('begun', flush=True); time.sleep(60)")
+        while one.client.get_iopub_msg(timeout=30)["content"].get("text") != "begun\n":
+            pass
         one.manager.interrupt_kernel()
         while (reply := one.client.get_shell_msg(timeout=10))["parent_header"]["msg_id"] != message:
             pass
