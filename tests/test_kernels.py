@@ -212,7 +212,7 @@ def test_multiprocessing_works(tmp_path, method):
 def test_interrupt_kill_and_restart_work():
     with kernel() as one:
         pid = int(one.run("import os; x = 1; print(os.getpid())"))
-        message = one.client.execute("import time; print('begun', flush=True); time.sleep(60)")
+        message = one.client.execute("import time; print('begun', flush=True); time.sleep(60)", stop_on_error=False)
         while one.client.get_iopub_msg(timeout=30)["content"].get("text") != "begun\n":
             pass
         one.manager.interrupt_kernel()
