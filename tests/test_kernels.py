@@ -66,7 +66,6 @@ class Kernel:
     def __init__(self, manager: KernelManager):
         self.manager, self.client = manager, manager.client()
         self.client.start_channels(hb=False)
-        self.client.wait_for_ready(timeout=60)
 
     def outputs(self, code: str) -> list[dict]:
         found = []
@@ -90,8 +89,11 @@ def kernel(warm: bool = True, modules=(), env: dict | None = None, **more):
     manager.start_kernel(env={**os.environ, **(env or {})}, **more)
     try:
         one = Kernel(manager)
-        yield one
-        one.client.stop_channels()
+        try:
+            one.client.wait_for_ready(timeout=60)
+            yield one
+        finally:  # a channel left open would stop the whole session when its context is collected
+            one.client.stop_channels()
     finally:
         if manager.is_alive():
             manager.shutdown_kernel(now=True)
