@@ -149,8 +149,9 @@ def _resized(image, height: int, width: int, fit: str):
     box = (0, 0, image.width, image.height)
     if fit == "crop":
         scale = min(image.width / width, image.height / height)
-        left, top = (image.width - width * scale) / 2, (image.height - height * scale) / 2
-        box = (left, top, left + width * scale, top + height * scale)
+        across, down = min(width * scale, image.width), min(height * scale, image.height)  # rounding may go beyond the edge
+        left, top = (image.width - across) / 2, (image.height - down) / 2
+        box = (left, top, left + across, top + down)
     return image.resize((width, height), Image.Resampling.BILINEAR, box)
 
 # %% ../../nbs/data/03_images.ipynb #9f5c3d01

@@ -154,6 +154,6 @@ def hold_out(
     require(frame, column)
     if (frame[column] == side).any():
         return frame
-    part = split(frame, key, {side: share, of: 1 - share}, seed, column="__side")
+    part = split(frame, key, {side: share, of: 1 - share}, fraction_of(side, seed), column="__side")  # numbers of its own: by those of an earlier split with this seed, the side would come out empty or too large
     moved = pl.when(pl.col(column) == of).then(pl.col("__side")).otherwise(pl.col(column))
     return part.with_columns(moved.alias(column)).drop("__side")
