@@ -290,13 +290,13 @@ class SeriesData(SidedData):
         found = {"deviation": deviations, "seasonal_error": seasonal_errors(self.panel, end, self.spec.season)}
         return {name: np.where(unit > 0, unit, np.nanmean(unit[unit > 0]) if (unit > 0).any() else 1.0).astype(np.float32) for name, unit in found.items()}
 
-    def windows(self, side: str, stride: int | None = None) -> Windows:
-        "The windows of a side: train, validation, test, or future (the points after the last known one)."
+    def windows(self, side: str, stride: int | None = None, partial: bool = False) -> Windows:
+        "The windows of a side: train, validation, test, or future (the points after the last known one); if `partial`, also those whose horizon reaches beyond the end of the side."
         if side not in self.borders:
             raise SeriesError(f'there is no side "{side}".{suggest(side, self.borders)}')
         spec, (begin, end), low = self.spec, self.borders[side], self.panel.offsets[:-1]
         first = np.maximum(begin, low + np.clip(end - low - spec.horizon, self.least, spec.context)) if side == "train" else np.maximum(begin, low + self.least)
-        last = end - spec.horizon if side != "future" else np.where(end - low >= self.least, end, first - 1)
+        last = end - (1 if partial else spec.horizon) if side != "future" else np.where(end - low >= self.least, end, first - 1)
         statics = _static_features(self.panel, self.categories)
         return Windows(self.panel, first, last, spec.context, spec.horizon, stride or self.stride, spec.known, spec.past, statics, self._clock, self.units)
 
@@ -315,9 +315,9 @@ class SeriesData(SidedData):
         other.batch_size, other.windows_per_epoch, other.seed = batch_size, windows_per_epoch, seed
         return other
 
-    def loader(self, side: str, shuffle: bool = False, stride: int | None = None):
+    def loader(self, side: str, shuffle: bool = False, stride: int | None = None, partial: bool = False):
         "Batches of a side. Raises `SeriesError` if it has no windows."
-        windows = self.windows(side, stride)
+        windows = self.windows(side, stride, partial)
         if not len(windows) and side == "future":
             raise SeriesError(f"no series can be forecast: {self.least} known values are needed before the horizon, the longest series has {int((self.panel.ends() - self.panel.offsets[:-1]).max())}.")
         if not len(windows):
