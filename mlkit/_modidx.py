@@ -3009,6 +3009,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                           'mlkit/timeseries/evaluation.py'),
                                              'mlkit.timeseries.evaluation.ForecastEvaluation._blocks': ( 'timeseries/evaluation.html#forecastevaluation._blocks',
                                                                                                          'mlkit/timeseries/evaluation.py'),
+                                             'mlkit.timeseries.evaluation.ForecastEvaluation._broken': ( 'timeseries/evaluation.html#forecastevaluation._broken',
+                                                                                                         'mlkit/timeseries/evaluation.py'),
                                              'mlkit.timeseries.evaluation.ForecastEvaluation._repr_html_': ( 'timeseries/evaluation.html#forecastevaluation._repr_html_',
                                                                                                              'mlkit/timeseries/evaluation.py'),
                                              'mlkit.timeseries.evaluation.ForecastEvaluation.by_series': ( 'timeseries/evaluation.html#forecastevaluation.by_series',
