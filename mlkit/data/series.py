@@ -220,7 +220,7 @@ def make_panel(
     "Lay a table out on a regular grid. Raises `SeriesError` for duplicates, mixed frequencies, and columns without values."
     if not isinstance(frame, (pl.DataFrame, pl.LazyFrame)):
         raise SeriesError(f"series are laid out from a polars frame, not from {type(frame).__name__}: use pl.from_pandas or pl.DataFrame.")
-    targets = [target] if isinstance(target, str) else list(target)
+    targets, covariates, statics = ([names] if isinstance(names, str) else list(names or ()) for names in (target, covariates, statics))
     wide = not isinstance(target, str)
     if not targets:
         raise SeriesError("no column is named as target.")
@@ -407,7 +407,7 @@ def open_panel(folder) -> Panel:
     for i, name in enumerate(facts["variables"]):
         if (found := (folder / f"{i}.f32").stat().st_size) != 4 * offsets[-1]:
             raise SeriesError(f"{folder / f'{i}.f32'} has {found:,} bytes instead of {4 * offsets[-1]:,}: it was cut off or changed; write the panel again.")
-        values[name] = np.memmap(folder / f"{i}.f32", np.float32, "r+")
+        values[name] = np.memmap(folder / f"{i}.f32", np.float32, "r")
     statics = {k: tuple(v) for k, v in facts["statics"].items()}
     return Panel(tuple(facts["ids"]), offsets, np.array(facts["starts"], np.int64), Grid(**facts["grid"]), values, facts["variables"][0], statics)
 

@@ -6,9 +6,11 @@
 __all__ = ['robust_scores', 'anomalies', 'draw_anomalies']
 
 # %% ../../nbs/timeseries/09_anomaly.ipynb #88a93f92
+from numbers import Integral
 from typing import Any
 import numpy as np
 import polars as pl
+from ..core.errors import suggest
 from ..data.series import SeriesError, times_at
 from .data import SeriesData
 from .evaluation import middle, suited
@@ -61,8 +63,8 @@ def anomalies(
     "Score the values of a side by how unexpected they were; missing values have no score. What is usual is learnt from the validation part; on another side than `test`, and for series with fewer than 20 values there, from the side itself. Raises `SeriesError` for a lead beyond the horizon."
     data = suited(forecaster, data)
     lead = data.spec.horizon if lead is None else lead
-    if not 1 <= lead <= data.spec.horizon:
-        raise SeriesError(f"lead must be between 1 and the horizon of {data.spec.horizon}, not {lead}.")
+    if not isinstance(lead, Integral) or not 1 <= lead <= data.spec.horizon:
+        raise SeriesError(f"lead must be between 1 and the horizon of {data.spec.horizon}, not {lead!r}.")
     series, number, value, expected = _forecast_once(forecaster, data, side, lead)
     usual, score = _usual_errors(forecaster, data, lead) if side == "test" else {}, np.full(len(value), np.nan)
     for one in np.unique(series):
@@ -74,11 +76,13 @@ def anomalies(
 
 # %% ../../nbs/timeseries/09_anomaly.ipynb #ee33a1a5
 def draw_anomalies(table: pl.DataFrame, series: str | None = None):
-    "Draw values, what was expected, and the anomalies of one series."
+    "Draw values, what was expected, and the anomalies of one series, by default the first. Raises `SeriesError` for one that is not there."
     from matplotlib.figure import Figure
     from mlkit.train.fitting import draw
 
     one = table.filter(pl.col("series") == (series or table["series"][0]))
+    if not len(one):
+        raise SeriesError(f'the table has no series "{series}".{suggest(series, table["series"].unique())}')
     odd = one.filter("anomaly")
     figure = Figure(figsize=(8.5, 2.6), dpi=80, layout="constrained")
     axes = figure.subplots()

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 from ..core.display import html_table
-from ..data.series import times_at
-from .data import SeriesData, seasonal_errors
+from ..data.series import SeriesError, times_at
+from .data import SeriesData, laid_out, seasonal_errors
 from .metrics import coverage, crps, mae, mase, mse, smape
 from ..train.fitting import draw
 
@@ -201,7 +201,10 @@ def evaluate_forecasts(
 
 # %% ../../nbs/timeseries/04_evaluation.ipynb #5ae31aa4
 def suited(forecaster: Any, data: SeriesData) -> SeriesData:
-    "The data with windows that look back as far as a forecaster wants; a baseline takes them as they are."
+    "The data with windows that look back as far as a forecaster wants; a baseline takes them as they are. Raises `SeriesError` for what is no forecaster, and for what is no `SeriesData`."
+    if not hasattr(forecaster, "levels") or not hasattr(forecaster, "forecast"):
+        raise SeriesError(f'{forecaster!r:.80} is no forecaster, which has levels and forecasts batches: forecaster(data, "ridge") makes one, Baseline("naive", data.spec) another.')
+    laid_out(data)
     return forecaster.suited(data) if hasattr(forecaster, "suited") else data
 
 
