@@ -562,6 +562,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'mlkit.data.series._parsed': ('data/series.html#_parsed', 'mlkit/data/series.py'),
                                    'mlkit.data.series._parts': ('data/series.html#_parts', 'mlkit/data/series.py'),
                                    'mlkit.data.series._placed': ('data/series.html#_placed', 'mlkit/data/series.py'),
+                                   'mlkit.data.series._placed_in': ('data/series.html#_placed_in', 'mlkit/data/series.py'),
                                    'mlkit.data.series._series_starts': ('data/series.html#_series_starts', 'mlkit/data/series.py'),
                                    'mlkit.data.series._sorted': ('data/series.html#_sorted', 'mlkit/data/series.py'),
                                    'mlkit.data.series._unmixed': ('data/series.html#_unmixed', 'mlkit/data/series.py'),

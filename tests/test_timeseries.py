@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlkit.bundle import Bundle, BundleError
-from mlkit.data.series import Grid, Panel, SeriesError, SeriesPreprocess, make_panel, open_panel, write_panel
+from mlkit.data.series import Grid, Panel, SeriesError, SeriesPreprocess, TimePreprocess, make_panel, open_panel, write_panel
 from mlkit.timeseries import Baseline, Forecaster, SeriesData, anomalies, backtest, draw_anomalies, ensemble, evaluate_forecasts, forecaster, request_rows, solve
 from mlkit.timeseries.data import permuted
 from mlkit.timeseries.hierarchy import METHODS, Hierarchy, make_hierarchy, projection, reconcile
@@ -393,6 +393,13 @@ def test_unsorted_rows_make_no_difference():
 def test_a_request_without_usable_history_is_refused_by_row(values):
     with pytest.raises(SeriesError, match="row 0|lists of numbers"):
         SeriesPreprocess(4)(pl.Series("history", values, strict=False))
+
+
+def test_an_hour_that_no_clock_has_shown_is_refused_by_row_and_a_day_without_midnight_is_a_day():
+    hourly_there, daily_there = TimePreprocess("1h", 3, 2, ("hour",), "Europe/Berlin"), TimePreprocess("1d", 3, 2, ("weekday",), "America/Sao_Paulo")
+    with pytest.raises(SeriesError, match="row 1: there was no 2025-03-30 02:30:00 in Europe/Berlin"):
+        hourly_there(pl.Series(["2025-03-30T01:30:00", "2025-03-30T02:30:00"]))
+    assert np.isfinite(daily_there(pl.Series(["2018-11-04"]))).all(), "clocks there were put forward at midnight"
 
 
 def test_a_year_of_clock_changes_is_one_grid():
