@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -12,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlkit.bundle import Bundle, BundleError
-from mlkit.data.series import Grid, Panel, SeriesError, SeriesPreprocess, make_panel, open_panel, write_panel
-from mlkit.timeseries import Baseline, Forecaster, SeriesData, anomalies, backtest, ensemble, evaluate_forecasts, forecaster, request_rows, solve
+from mlkit.data.series import Grid, Panel, SeriesError, SeriesPreprocess, TimePreprocess, make_panel, open_panel, write_panel
+from mlkit.timeseries import Baseline, Forecaster, SeriesData, anomalies, backtest, draw_anomalies, ensemble, evaluate_forecasts, forecaster, request_rows, solve
 from mlkit.timeseries.data import permuted
 from mlkit.timeseries.hierarchy import METHODS, Hierarchy, make_hierarchy, projection, reconcile
 from mlkit.timeseries.networks import FAMILIES, fill
@@ -188,6 +189,7 @@ def test_quantiles_never_cross_before_or_after_calibration(tmp_path):
     assert np.allclose(found["q0.95"].to_numpy(), model.forecast(own.windows("test")[[3]])[..., -1], rtol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:.*series are not forecast")
 def test_a_series_without_a_value_is_neither_trained_on_nor_forecast():
     silent = hourly(400).with_columns(value=pl.when(pl.col("id") == "a").then("value"))
     own = data(silent)
@@ -242,6 +244,29 @@ MISTAKES = {
     "a backtest of nothing": (lambda: backtest(data(), {}), "nothing to backtest"),
     "a backtest without a step": (lambda: backtest(data(), {"naive": Baseline("naive", data().spec)}, step=0), "folds and step"),
     "no lead": (lambda: anomalies(Baseline("naive", data().spec), data(), lead=0), "lead must be between"),
+    "a horizon of True": (lambda: data(horizon=True), "horizon must be a whole number"),
+    "a side that begins at no time": (lambda: data(test="yesterday"), '"test" holds \'yesterday\', which is no time'),
+    "epochs of no windows": (lambda: data(windows_per_epoch=0), "windows_per_epoch must be"),
+    "a recipe of no windows": (lambda: forecaster(data(), "linear", windows=-1, progress=False), "windows_per_epoch must be"),
+    "a recipe of nothing": (lambda: forecaster(data(), None), 'no recipe "None"'),
+    "a frame that is not laid out": (lambda: forecaster(hourly()), "laid out first, SeriesData"),
+    "a frame to judge by": (lambda: solve(data()).evaluate(hourly()), "laid out first, SeriesData"),
+    "a name for a forecaster": (lambda: backtest(data(), {"ridge": "ridge"}), "is no forecaster"),
+    "a backtest without names": (lambda: backtest(data(), solve(data())), "give models by name"),
+    "a backtest of a half": (lambda: backtest(data(), {"naive": Baseline("naive", data().spec)}, folds=1.5), "folds and step must be whole"),
+    "a baseline of data": (lambda: Baseline("naive", data()), "spec of the data"),
+    "one level": (lambda: forecaster_of(quantiles=0.5), "levels must rise"),
+    "levels in per cent": (lambda: solve(data()).calibrate(data(), levels=(5, 50, 95)), "levels must rise"),
+    "a learning rate below 0": (lambda: forecaster_of(lr=-1), "lr must be a number above 0"),
+    "a network without width": (lambda: Forecaster("perceptron", data(), width=0), "width must be a whole number"),
+    "a network that drops all": (lambda: Forecaster("mixer", data(), dropout=1.0), "dropout must be 0 or more and below 1"),
+    "heads that do not fit": (lambda: Forecaster("patch", data(), width=30), "multiple of the heads: 30 is none of 4"),
+    "no context": (lambda: solve(data(), contexts=[0]), "contexts are whole numbers"),
+    "one context": (lambda: solve(data(), contexts=24), "contexts are a list"),
+    "a centre that is none": (lambda: solve(data(), centres=["median"]), 'Did you mean "mean"'),
+    "no penalty": (lambda: solve(data(), penalties=[]), "penalties are a list"),
+    "an ensemble of one": (lambda: ensemble(solve(data())), "made of a list of forecasters"),
+    "a picture of no series": (lambda: draw_anomalies(anomalies(solve(data()), data()), "c"), 'no series "c". There are: a, b'),
 }
 
 
@@ -257,6 +282,21 @@ def test_forecasts_start_after_the_last_known_value_of_each_series():
     ahead = solve(data()).predict(short)
     firsts = ahead.group_by("series").agg(pl.col("time").min()).sort("series")["time"].to_list()
     assert firsts == [short.filter(id=name)["time"].max() + timedelta(hours=1) for name in ("a", "b")]
+
+
+def test_a_name_for_a_list_of_columns_is_one_column():
+    own = data(known="warm", statics="kind", calendar="hour")
+    assert (own.spec.known, own.spec.statics, own.spec.cycles) == (("warm",), ("kind",), ("hour",))
+    assert make_hierarchy(hourly(50), [[], "id"])[1].nodes == ("total", "a", "b")
+
+
+def test_series_that_are_too_short_to_be_forecast_are_named_and_may_be_forecast_all_the_same():
+    short, model = pl.concat([hourly(), hourly(5, series=("new",))]), solve(data())
+    with pytest.warns(UserWarning, match='1 of 3 series are not forecast, such as "new"'):
+        assert set(model.predict(short)["series"]) == {"a", "b"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert set(model.predict(model.data(short, train=False, validation=0, test=0, least=1))["series"]) == {"a", "b", "new"}
 
 
 def test_a_series_never_seen_in_training_can_be_forecast():
@@ -353,6 +393,13 @@ def test_unsorted_rows_make_no_difference():
 def test_a_request_without_usable_history_is_refused_by_row(values):
     with pytest.raises(SeriesError, match="row 0|lists of numbers"):
         SeriesPreprocess(4)(pl.Series("history", values, strict=False))
+
+
+def test_an_hour_that_no_clock_has_shown_is_refused_by_row_and_a_day_without_midnight_is_a_day():
+    hourly_there, daily_there = TimePreprocess("1h", 3, 2, ("hour",), "Europe/Berlin"), TimePreprocess("1d", 3, 2, ("weekday",), "America/Sao_Paulo")
+    with pytest.raises(SeriesError, match="row 1: there was no 2025-03-30 02:30:00 in Europe/Berlin"):
+        hourly_there(pl.Series(["2025-03-30T01:30:00", "2025-03-30T02:30:00"]))
+    assert np.isfinite(daily_there(pl.Series(["2018-11-04"]))).all(), "clocks there were put forward at midnight"
 
 
 def test_a_year_of_clock_changes_is_one_grid():

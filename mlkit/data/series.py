@@ -220,7 +220,7 @@ def make_panel(
     "Lay a table out on a regular grid. Raises `SeriesError` for duplicates, mixed frequencies, and columns without values."
     if not isinstance(frame, (pl.DataFrame, pl.LazyFrame)):
         raise SeriesError(f"series are laid out from a polars frame, not from {type(frame).__name__}: use pl.from_pandas or pl.DataFrame.")
-    targets = [target] if isinstance(target, str) else list(target)
+    targets, covariates, statics = ([names] if isinstance(names, str) else list(names or ()) for names in (target, covariates, statics))
     wide = not isinstance(target, str)
     if not targets:
         raise SeriesError("no column is named as target.")
@@ -407,7 +407,7 @@ def open_panel(folder) -> Panel:
     for i, name in enumerate(facts["variables"]):
         if (found := (folder / f"{i}.f32").stat().st_size) != 4 * offsets[-1]:
             raise SeriesError(f"{folder / f'{i}.f32'} has {found:,} bytes instead of {4 * offsets[-1]:,}: it was cut off or changed; write the panel again.")
-        values[name] = np.memmap(folder / f"{i}.f32", np.float32, "r+")
+        values[name] = np.memmap(folder / f"{i}.f32", np.float32, "r")
     statics = {k: tuple(v) for k, v in facts["statics"].items()}
     return Panel(tuple(facts["ids"]), offsets, np.array(facts["starts"], np.int64), Grid(**facts["grid"]), values, facts["variables"][0], statics)
 
@@ -480,6 +480,14 @@ class SeriesPreprocess:
         return found
 
 # %% ../../nbs/data/06_series.ipynb #10251738
+def _placed_in(zone: str, clock: pl.Series) -> pl.Series:
+    "Times of a clock on the wall, in its zone. Raises `SeriesError` for those that no clock there has shown."
+    placed = clock.dt.replace_time_zone(zone, ambiguous="earliest", non_existent="null")
+    if (lost := placed.is_null()).any():
+        raise SeriesError(f"row {lost.arg_true()[0]}: there was no {clock.filter(lost)[0]} in {zone}, where clocks were put forward: send the time with its zone, such as 2026-11-25T10:30:00+01:00.")
+    return placed
+
+
 @dataclass(frozen=True)
 class TimePreprocess:
     "Turn the time of the last known value into calendar features (rows, before + after, features)."
@@ -495,14 +503,13 @@ class TimePreprocess:
         return {"kind": "series", "of": "times", **asdict(self)}
 
     def __call__(self, values: pl.Series, base=None) -> np.ndarray:
-        "Prepare a column of times, which may be ISO texts. Raises `SeriesError` for nulls."
+        "Prepare a column of times, which may be ISO texts. Raises `SeriesError` for nulls, and for times that the clock of the zone left out."
         if values.null_count():
             raise SeriesError(f"row {values.is_null().arg_true()[0]} has no time.")
-        clock = _clock(values)
-        if self.zone and isinstance(clock.dtype, pl.Datetime):
-            clock = clock.dt.convert_time_zone(self.zone) if clock.dtype.time_zone else clock.dt.replace_time_zone(self.zone, ambiguous="earliest")
-        step, unit = parse_every(self.every)
+        clock, (step, unit) = _clock(values), parse_every(self.every)
         local = unit == "mo" or step >= _DAY
+        if self.zone and isinstance(clock.dtype, pl.Datetime):
+            clock = clock.dt.convert_time_zone(self.zone) if clock.dtype.time_zone else clock if local else _placed_in(self.zone, clock)
         grid = Grid(step, unit, zone=self.zone)
         last = _numbers(_clock(clock, local=local), unit)
         numbers = last[:, None] + step * np.arange(1 - self.before, self.after + 1)

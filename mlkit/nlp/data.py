@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'PACKAGED', 'locate_model', 'read_tokenizer', 'no_model', 'LengthBatches', 'load_tokens', 'as_column',
-           'Batches', 'MarkedBatches', 'TextData']
+           'Batches', 'MarkedBatches', 'TextData', 'check_settings']
 
 # %% ../../nbs/nlp/01_data.ipynb #a15c9ba2
 import hashlib
@@ -12,9 +12,11 @@ import importlib.util
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
+from numbers import Integral, Real
 from pathlib import Path
 import numpy as np
 import polars as pl
@@ -38,6 +40,8 @@ def locate_model(
     name: str | Path,  # "minilm", a folder, a folder inside those of $MLKIT_DATA, or a name of the hub
 ) -> str:  # a folder, or the name as it is
     "Find a pretrained model. Raises `NLPError` if the package that carries it is not installed."
+    if name not in PACKAGED and "/" not in str(name) and not Path(name).exists() and (meant := get_close_matches(str(name).lower(), PACKAGED, cutoff=0.8)):
+        raise NLPError(f'There is no model "{name}". Did you mean "{meant[0]}"?')
     if name in PACKAGED:
         top, _, rest = PACKAGED[name].partition("/")
         if (spec := importlib.util.find_spec(top)) is None:
@@ -199,8 +203,7 @@ class TextData(SidedData):
         frame = require(frame, text, label, where="the frame").lazy().collect()
         if not len(frame):
             raise NLPError("the frame has no rows.")
-        if batch_size < 1:
-            raise NLPError(f"batch_size must be 1 or more, not {batch_size}.")
+        check_settings(batch_size=batch_size, length=length, windows=windows, stride=stride)
         self.text, self.label, self.split, self.batch_size = text, label, split, batch_size
         frame = frame.with_columns(pl.Series(text, as_texts(frame[text]), pl.String))
         self.frame = frame if split in frame.columns else split_by(frame, text, column=split)
@@ -208,12 +211,22 @@ class TextData(SidedData):
         self.tokenizer = "its own" if isinstance(tokenizer, bytes) else str(tokenizer)
         content = tokenizer if isinstance(tokenizer, bytes) else read_tokenizer(tokenizer)
         self.prepare = _prepare(content, self.frame[text], length, windows, length // 8 if stride is None else stride, self.task == "token-classification")
+        if self.task == "multilabel" and find_task(frame[label]) != "multilabel":
+            raise NLPError(f'several labels to a text are lists of strings, and "{label}" holds {frame.schema[label]}: pl.col("{label}").str.split(";") makes lists.')
         self.labels = () if self.task == "regression" else find_labels(self.frame, label, split, labels)
         self._datasets = {}
         if self.task == "regression" and not target_values(self.frame[label]).std() and labels is None:
             raise NLPError(f"all rows have the same {label}, {self.frame[label][0]}: there is nothing to learn.")
         if self.task == "token-classification":
             check_spans(self.frame[text], self.frame[label])
+
+    def __repr__(self):
+        classes = {"classification": f" into {len(self.labels)} classes", "multilabel": f" with {len(self.labels)} labels", "token-classification": f" with {len(self.labels)} kinds of spans"}
+        counts = ", ".join(f"{(self.frame[self.split] == side).sum():,} {side}" for side in SIDES)
+        several = f", {self.prepare.windows} windows" if self.prepare.windows > 1 else ""
+        return f"{len(self.frame):,} texts: {counts}; {self.task}{classes.get(self.task, '')}, {self.prepare.length} tokens at once{several}, tokenizer {self.tokenizer}"
+
+    __str__ = __repr__  # Lightning's own counts batches only
 
     def rows(self, side: str) -> pl.DataFrame:
         "The rows of a side. Raises `NLPError` if there are none."
@@ -261,6 +274,24 @@ class TextData(SidedData):
         return float(values.mean()), float(values.std()) or 1.0
 
 # %% ../../nbs/nlp/01_data.ipynb #5f49b260
+_WANTED = {  # what a setting must be
+    **dict.fromkeys(("batch_size", "length", "windows"), ("1 or more", lambda n: isinstance(n, Integral) and n >= 1)),
+    **dict.fromkeys(("stride", "seed"), ("a whole number, 0 or more", lambda n: isinstance(n, Integral) and n >= 0)),
+    "lr": ("above 0", lambda n: n > 0),
+    "weight_decay": ("0 or more", lambda n: n >= 0),
+    "layer_decay": ("above 0 and 1 at most", lambda n: 0 < n <= 1),
+    **dict.fromkeys(("dropout", "label_smoothing", "warmup"), ("0 or more and below 1", lambda n: 0 <= n < 1)),
+}
+
+
+def check_settings(**given):
+    "Refuse settings that nothing could come of; `None` stands for a default. Raises `NLPError`."
+    for name, value in given.items():
+        wanted, holds = _WANTED[name]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Real) or not holds(value)):
+            raise NLPError(f"{name} must be {wanted}, not {value!r}.")
+
+
 def _checked_task(task: str) -> str:
     if task not in TASKS:
         raise NLPError(f'There is no task "{task}".{suggest(task, TASKS)}')

@@ -53,6 +53,9 @@ class Embedder:
             raise NLPError("a model that marks words has no vectors of texts.")
         return cls(EmbeddingNetwork(plain(model.network).encoder).eval(), model.prepare, Path(model.config["arch"]).name)
 
+    def __repr__(self):
+        return f"Embedder {self.name}: texts to vectors of {self.network.encoder.config.hidden_size} numbers, {self.prepare.length} tokens at once"
+
     def __call__(self, texts: pl.Series | Sequence[str] | str, batch_size: int = 64) -> np.ndarray:
         "Embed texts: float32 (texts, size). Raises `TextError`."
         texts = as_column(texts)
@@ -84,6 +87,9 @@ class SemanticIndex:
     frame: pl.DataFrame
     vectors: np.ndarray  # float32 (rows, size), of length 1
     embedder: Embedder
+
+    def __repr__(self):
+        return f"SemanticIndex of {len(self.frame):,} rows ({', '.join(self.frame.columns)}), made with {self.embedder!r}"
 
     def search(
         self,

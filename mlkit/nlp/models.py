@@ -10,8 +10,9 @@ __all__ = ['TextModel', 'TextClassifier', 'TextRegressor', 'TokenClassifier', 't
 import json
 import warnings
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 import numpy as np
 import polars as pl
 import torch
@@ -19,7 +20,8 @@ from ..bundle.format import Manifest, Tensor
 from ..bundle.predict import Bundle, package
 from ..bundle.tasks import TASKS
 from ..data.texts import TOKENIZER, TextPreprocess
-from .data import LengthBatches, TextData, as_column, load_tokens
+from ..core.errors import suggest
+from .data import LengthBatches, TextData, as_column, check_settings, load_tokens
 from .networks import MarkingNetwork, TextNetwork, add_lora, check_fit, freeze, layer_groups, make_encoder, plain, to_onnx
 from .spans import NLPError, evaluate_spans
 from ..train.basics import class_weights
@@ -57,6 +59,10 @@ class TextModel(LightningModule):
         seed: int = 42,  # of the first weights
     ):
         super().__init__()
+        _check_data(data)
+        check_settings(lr=lr, weight_decay=weight_decay, layer_decay=layer_decay, warmup=warmup, dropout=dropout, label_smoothing=label_smoothing, seed=seed)
+        if schedule not in (known := get_args(signature(TextModel).parameters["schedule"].annotation)):
+            raise NLPError(f'there is no schedule "{schedule}".{suggest(schedule, known)}')
         if data.task not in self.tasks:
             raise NLPError(f"{type(self).__name__} is for {' and '.join(self.tasks)}; the labels of the data make it {data.task}.")
         self.lr = lr or (1e-4 if lora is None else 1e-3)
@@ -107,7 +113,8 @@ class TextModel(LightningModule):
         return rows.with_columns(label.alias("label"), *self.predict(rows[data.text]))
 
     def evaluate(self, data: TextData, split: str = "test"):
-        "Judge the model on a side of the data."
+        "Judge the model on a side of the data. Raises `NLPError` for what is no `TextData`, and for a side without rows."
+        _check_data(data)
         answers = self.answers(data, split)
         if self.task in ("classification", "multilabel"):
             return (evaluate if self.task == "classification" else evaluate_tags)(answers, self.labels)
@@ -129,6 +136,12 @@ class TextModel(LightningModule):
         return package_model(self, folder, golden, metrics=metrics or {}, provenance=versions() | (provenance or {}))
 
 # %% ../../nbs/nlp/03_models.ipynb #645e0ab5
+def _check_data(data):
+    "Refuse what is no data of texts. Raises `NLPError`."
+    if not isinstance(data, TextData | _Saved):
+        raise NLPError(f"texts are prepared first, TextData(frame, ...), or model.data(frame) for a model that there is; this is {type(data).__name__}.")
+
+
 def _class_weights(given, data) -> torch.Tensor | None:
     "Weights of the classes; balanced ones are counted. Raises `NLPError` where there is nothing to weigh."
     if given is None:
@@ -142,7 +155,9 @@ def _class_weights(given, data) -> torch.Tensor | None:
         given = class_weights(labels.explode() if data.task == "multilabel" else labels, data.labels)
     if len(given) != len(data.labels):
         raise NLPError(f"{len(given)} class_weights do not fit the {len(data.labels)} classes {', '.join(data.labels)}.")
-    return torch.tensor(np.asarray(given, np.float32))
+    if not (weights := np.asarray(given, np.float32)).min() >= 0:
+        raise NLPError(f"class_weights are 0 or more, not {weights.min():g}.")
+    return torch.tensor(weights)
 
 
 def _make_network(kind, arch, data, dropout: float, layers, frozen, lora) -> tuple[torch.nn.Module, dict]:
@@ -200,6 +215,7 @@ class TokenClassifier(TextModel):
 
 def text_model(arch: str | Path, data: TextData, **options) -> TextModel:
     "Make the model that the data's labels ask for; `options` are those of its constructor."
+    _check_data(data)
     return _of(data.task)(arch, data, **options)
 
 
@@ -211,6 +227,7 @@ def _of(task: str) -> type[TextModel]:
 def predict_texts(model: TextModel, texts: pl.Series | Sequence[str] | str, batch_size: int) -> pl.DataFrame:
     "Answer texts, in order. Raises `TextError`."
     texts = as_column(texts)
+    check_settings(batch_size=batch_size)
     if not len(texts):
         return predict_texts(model, [""], 1).clear()
     tokens, order, parts = load_tokens(texts, model.prepare), [], []

@@ -38,8 +38,8 @@ def _shortened(config, layers: int | None):
     "Take a configuration's lowest layers only. Raises `NLPError` if it has fewer."
     if layers is None:
         return config
-    if not 1 <= layers <= config.num_hidden_layers:
-        raise NLPError(f"layers is how many of the lowest layers are taken, 1 to {config.num_hidden_layers}, not {layers}.")
+    if not isinstance(layers, int) or not 1 <= layers <= config.num_hidden_layers:
+        raise NLPError(f"layers is how many of the lowest layers are taken, 1 to {config.num_hidden_layers}, not {layers!r}.")
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:layers]
@@ -112,6 +112,8 @@ def freeze(
     if frozen != "all" and not (isinstance(frozen, int) and frozen >= 0):
         raise NLPError(f'frozen is how many of the lowest layers don\'t learn, or "all", not {frozen!r}.')
     names = [name for name, _ in encoder.named_parameters()]
+    if frozen != "all" and frozen > (most := max(depths(names)) + 1):
+        raise NLPError(f'the encoder has {most} layers that can be frozen, the embeddings among them, not {frozen}; "all" is short for {most}.')
     for (_, weight), depth in zip(encoder.named_parameters(), depths(names)):
         if frozen == "all" or depth < frozen:
             weight.requires_grad_(False)
@@ -119,8 +121,8 @@ def freeze(
 
 def add_lora(encoder: torch.nn.Module, rank: int) -> torch.nn.Module:
     "Put trainable matrices of this rank beside all matrices of an encoder, whose own weights stay. Raises `NLPError` for ranks below 1."
-    if rank < 1:
-        raise NLPError(f"the rank of lora's matrices must be 1 or more, not {rank}.")
+    if not isinstance(rank, int) or rank < 1:
+        raise NLPError(f"the rank of lora's matrices must be 1 or more, not {rank!r}.")
     from peft import LoraConfig, get_peft_model
 
     with warnings.catch_warnings():

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from ..core.display import html_table
 from ..core.errors import MLKitError
+from ..data.labels import find_task
 from ..data.tables import require
 from ..train.basics import TrainError
 from ..train.comparison import bootstrap
@@ -28,9 +29,14 @@ def from_words(
     words: pl.Series,  # lists of words
     tags: pl.Series,  # lists of tags, one for each word: B-PER, I-PER, O
 ) -> pl.DataFrame:  # columns text, label
-    "Turn words and tags into texts and spans. Raises `NLPError` for rows whose numbers differ."
+    "Turn words and tags into texts and spans. Raises `NLPError` for rows whose numbers differ, and for what are no words or no tags."
     texts, spans = [], []
+    if len(words) != len(tags):
+        raise NLPError(f"there are {len(words)} rows of words and {len(tags)} rows of tags.")
     for row, (names, marks) in enumerate(zip(words, tags)):
+        for what, values in (("words", names), ("tags", marks)):
+            if values is None or isinstance(values, str) or not all(isinstance(v, str) for v in values):
+                raise NLPError(f"row {row}: {what} are a list of strings, not {list(values) if isinstance(values, pl.Series) else values!r:.80}.")
         if len(names) != len(marks):
             raise NLPError(f"row {row} has {len(names)} words and {len(marks)} tags.")
         texts.append(" ".join(names))
@@ -74,7 +80,9 @@ def check_spans(
     texts: pl.Series,
     spans: pl.Series,  # lists of start, end, label
 ):
-    "See that spans lie inside their texts. Raises `NLPError` that names the first row in which one does not."
+    "See that spans lie inside their texts. Raises `NLPError` that names the first row in which one does not, and for labels that are no spans."
+    if find_task(spans) != "token-classification":
+        raise NLPError(f'marked words are lists of spans (start, end, label), and "{spans.name}" holds {spans.dtype}: from_words makes spans of words and tags.')
     for row, (length, found) in enumerate(zip(texts.str.len_chars(), spans)):
         for span in found:
             start, end = span["start"], span["end"]

@@ -356,7 +356,8 @@ def coerce(stage: Stage, parameter: Parameter, value, text: bool = False, origin
         found = fit_text(parameter.type, value) if text else fit(parameter.type, value)
     except (Unfit, TypeError):
         shown = "what was given" if holds_secret(parameter.name, value) else f"{value!r:.200}"
-        raise StageError(f"{stage.where(parameter)}: the parameter {parameter.name} takes {parameter.type}, not {shown} (from {origin}).") from None
+        mend = f""" A list is written as JSON: -p {stage.name}.{parameter.name}:='["a", "b"]'.""" if origin == "-p" and "list" in str(parameter.type) else ""
+        raise StageError(f"{stage.where(parameter)}: the parameter {parameter.name} takes {parameter.type}, not {shown} (from {origin}).{mend}") from None
     if gives_away(parameter.name, parameter.type, found):
         raise StageError(f"{stage.where(parameter)}: {_given_away(parameter.name)} (from {origin}).")
     return found

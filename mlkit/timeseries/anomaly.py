@@ -6,9 +6,11 @@
 __all__ = ['robust_scores', 'anomalies', 'draw_anomalies']
 
 # %% ../../nbs/timeseries/09_anomaly.ipynb #88a93f92
+from numbers import Integral
 from typing import Any
 import numpy as np
 import polars as pl
+from ..core.errors import suggest
 from ..data.series import SeriesError, times_at
 from .data import SeriesData
 from .evaluation import middle, suited
@@ -16,14 +18,39 @@ from .evaluation import middle, suited
 # %% ../../nbs/timeseries/09_anomaly.ipynb #a75b44dc
 def robust_scores(
     errors: np.ndarray,  # of one series; NaN where nothing was seen
+    usual: np.ndarray | None = None,  # errors that say what is usual; by default the same
 ) -> np.ndarray:
-    "Distance of each error from the median in units of a standard deviation, estimated from the median absolute deviation."
-    seen = errors[np.isfinite(errors)]
+    "Distance of each error from the median of the usual ones in units of a standard deviation, estimated from the median absolute deviation."
+    seen = errors if usual is None else usual
+    seen = seen[np.isfinite(seen)]
     if not len(seen):
         return np.full_like(errors, np.nan)
     centre = np.median(seen)
     spread = 1.4826 * np.median(np.abs(seen - centre))
     return (errors - centre) / max(spread, 1e-9 + 1e-6 * np.abs(seen).max())
+
+# %% ../../nbs/timeseries/09_anomaly.ipynb #0ed0d447
+def _forecast_once(forecaster: Any, data: SeriesData, side: str, lead: int) -> tuple[np.ndarray, ...]:
+    "Forecast each value of a side one time: series, number on the grid, value, and what was expected."
+    loader, k, taken, parts = data.loader(side, stride=lead, partial=True), middle(forecaster.levels), 0, []
+    for batch in loader:
+        expected = forecaster.forecast(batch)[:, :lead, k]
+        series, origin = loader.dataset.places(np.arange(taken, taken + len(expected)))
+        taken += len(expected)
+        place, owner = (origin[:, None] + np.arange(lead)).ravel(), np.repeat(series, lead)
+        inside = place < data.borders[side][1][owner]
+        number = data.panel.starts[owner] + place - data.panel.offsets[owner]
+        parts.append([column[inside] for column in (owner, number, batch["target"].numpy()[:, :lead].ravel(), expected.ravel())])
+    return tuple(np.concatenate(p) for p in zip(*parts))
+
+
+def _usual_errors(forecaster: Any, data: SeriesData, lead: int) -> dict[int, np.ndarray]:
+    "The errors on the validation part of each series that has twenty of them."
+    if not len(data.windows("validation", partial=True)):
+        return {}
+    series, _, value, expected = _forecast_once(forecaster, data, "validation", lead)
+    errors = {one: (value - expected)[series == one].astype(np.float64) for one in np.unique(series)}
+    return {one: found for one, found in errors.items() if np.isfinite(found).sum() >= 20}
 
 # %% ../../nbs/timeseries/09_anomaly.ipynb #0ed0d448
 def anomalies(
@@ -33,22 +60,15 @@ def anomalies(
     threshold: float = 6.0,  # scores beyond are anomalies: about one in a thousand for errors with heavy tails
     lead: int | None = None,  # steps ahead that are used; by default the whole horizon
 ) -> pl.DataFrame:  # series, time, value, expected, score, anomaly
-    "Score the values of a side by how unexpected they were; missing values have no score. Raises `SeriesError` for a lead beyond the horizon."
+    "Score the values of a side by how unexpected they were; missing values have no score. What is usual is learnt from the validation part; on another side than `test`, and for series with fewer than 20 values there, from the side itself. Raises `SeriesError` for a lead beyond the horizon."
     data = suited(forecaster, data)
     lead = data.spec.horizon if lead is None else lead
-    if not 1 <= lead <= data.spec.horizon:
-        raise SeriesError(f"lead must be between 1 and the horizon of {data.spec.horizon}, not {lead}.")
-    loader, k, taken, parts = data.loader(side, stride=lead), middle(forecaster.levels), 0, []
-    for batch in loader:
-        expected = forecaster.forecast(batch)[:, :lead, k]
-        series, origin = loader.dataset.places(np.arange(taken, taken + len(expected)))
-        taken += len(expected)
-        number = data.panel.starts[series] + origin - data.panel.offsets[series]
-        parts.append((np.repeat(series, lead), (number[:, None] + np.arange(lead)).ravel(), batch["target"].numpy()[:, :lead].ravel(), expected.ravel()))
-    series, number, value, expected = (np.concatenate(p) for p in zip(*parts))
-    score = np.full(len(value), np.nan)
+    if not isinstance(lead, Integral) or not 1 <= lead <= data.spec.horizon:
+        raise SeriesError(f"lead must be between 1 and the horizon of {data.spec.horizon}, not {lead!r}.")
+    series, number, value, expected = _forecast_once(forecaster, data, side, lead)
+    usual, score = _usual_errors(forecaster, data, lead) if side == "test" else {}, np.full(len(value), np.nan)
     for one in np.unique(series):
-        score[series == one] = robust_scores((value - expected)[series == one].astype(np.float64))
+        score[series == one] = robust_scores((value - expected)[series == one].astype(np.float64), usual.get(one))
     names = pl.Series("series", data.panel.ids, dtype=pl.String).gather(series)
     columns = [names, times_at(data.panel.grid, number), pl.Series("value", value), pl.Series("expected", expected), pl.Series("score", score)]
     table = pl.DataFrame(columns).with_columns(pl.col("value", "score").fill_nan(None))
@@ -56,11 +76,13 @@ def anomalies(
 
 # %% ../../nbs/timeseries/09_anomaly.ipynb #ee33a1a5
 def draw_anomalies(table: pl.DataFrame, series: str | None = None):
-    "Draw values, what was expected, and the anomalies of one series."
+    "Draw values, what was expected, and the anomalies of one series, by default the first. Raises `SeriesError` for one that is not there."
     from matplotlib.figure import Figure
     from mlkit.train.fitting import draw
 
     one = table.filter(pl.col("series") == (series or table["series"][0]))
+    if not len(one):
+        raise SeriesError(f'the table has no series "{series}".{suggest(series, table["series"].unique())}')
     odd = one.filter("anomaly")
     figure = Figure(figsize=(8.5, 2.6), dpi=80, layout="constrained")
     axes = figure.subplots()

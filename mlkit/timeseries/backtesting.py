@@ -6,12 +6,13 @@
 __all__ = ['cut_back', 'backtest']
 
 # %% ../../nbs/timeseries/08_backtest.ipynb #c26c0291
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import Any
 import numpy as np
 import polars as pl
 from ..data.series import Panel, SeriesError, times_at
-from .data import SeriesData, Windows
+from .data import SeriesData, Windows, laid_out
 from .evaluation import middle, suited
 
 # %% ../../nbs/timeseries/08_backtest.ipynb #e89ca9b6
@@ -40,10 +41,10 @@ def backtest(
     train: Callable[[Any, SeriesData], Any] | None = None,  # makes a forecaster from a value of `models` and the data before an origin
 ) -> pl.DataFrame:  # model, series, origin, step, time, actual, forecast, and one column for each level
     "Forecast from several origins in the past. Raises `SeriesError` if no series reaches back so far."
-    step, rows = data.spec.horizon if step is None else step, []
-    if folds < 1 or step < 1:
-        raise SeriesError(f"folds and step must be 1 or more, not {folds} and {step}.")
-    if not models:
+    step, rows = laid_out(data).spec.horizon if step is None else step, []
+    if not all(isinstance(n, Integral) and n >= 1 for n in (folds, step)):
+        raise SeriesError(f"folds and step must be whole numbers, 1 or more, not {folds!r} and {step!r}.")
+    if not models or not isinstance(models, Mapping):
         raise SeriesError("there is nothing to backtest: give models by name, such as {'ridge': model}.")
     for fold in range(folds - 1, -1, -1):
         back = data.spec.horizon + fold * step

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from ..core.errors import suggest
 from ..data.series import SeriesError
+from .conformal import check_levels
 from .data import Frame, SeriesData
 from .evaluation import evaluate_forecasts, repeat_season
 
@@ -34,6 +35,12 @@ def drift(history: np.ndarray, horizon: int) -> np.ndarray:
 BASELINES = ("naive", "seasonal naive", "drift")
 
 
+def _check_spec(spec):
+    "Refuse what does not say horizon and season."
+    if not isinstance(spec, Frame):
+        raise SeriesError(f"horizon and season are read from the spec of the data, data.spec, not from {type(spec).__name__}.")
+
+
 @dataclass(frozen=True)
 class Baseline:
     "A baseline in the shape of a model."
@@ -45,6 +52,7 @@ class Baseline:
     def __post_init__(self):
         if self.kind not in BASELINES:
             raise SeriesError(f'there is no baseline "{self.kind}".{suggest(self.kind, BASELINES)}')
+        _check_spec(self.spec)
 
     def forecast(self, batch) -> np.ndarray:
         "Forecast a batch of windows: (windows, horizon, 1)."
@@ -71,6 +79,8 @@ class Statistical:
     def __init__(self, kind: str, spec: Frame, levels: Sequence[float] = (0.05, 0.5, 0.95)):
         if kind not in ("AutoETS", "AutoTheta"):
             raise SeriesError(f'there is no statistical model "{kind}".{suggest(kind, ("AutoETS", "AutoTheta"))}')
+        _check_spec(spec)
+        check_levels(levels)
         try:
             from statsforecast import models
         except ImportError:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 from ..core.display import html_table
-from ..data.series import times_at
-from .data import SeriesData, seasonal_errors
+from ..data.series import SeriesError, times_at
+from .data import SeriesData, laid_out, seasonal_errors
 from .metrics import coverage, crps, mae, mase, mse, smape
 from ..train.fitting import draw
 
@@ -79,10 +79,12 @@ class ForecastEvaluation:
         names = [n for n in self.windows.columns if n not in ("series", "origin", "step", "naive_mae")]
         means = self.windows.select(pl.col(names).fill_nan(None).mean().cast(pl.Float64)).fill_null(float("nan"))
         found = means.row(0, named=True)
-        low, high = interval(self.windows["scaled_mae"].to_numpy(), self._blocks)
+        for name in ("scaled_mae", "coverage"):
+            if name in found:
+                found[f"{name}_low"], found[f"{name}_high"] = interval(self.windows[name].to_numpy(), self._blocks)
         both = self.windows.select("mae", "naive_mae").fill_nan(None).drop_nulls()
         skill = 1 - both["mae"].sum() / both["naive_mae"].sum() if both["naive_mae"].sum() else 0.0
-        return found | {"scaled_mae_low": low, "scaled_mae_high": high, "skill": float(skill), "windows": len(self.windows)}
+        return found | {"skill": float(skill), "windows": len(self.windows)}
 
     def by_series(self) -> pl.DataFrame:
         "Mean metrics of each series, the worst first."
@@ -94,8 +96,14 @@ class ForecastEvaluation:
 
     def __repr__(self):
         m = self.metrics()
-        text = f"{m['windows']:,} windows of {self.horizon}: MAE {m['mae']:.4g}, MASE {m['mase']:.3f}, sMAPE {m['smape']:.2f} %, {m['skill']:.1%} better than seasonal naive"
-        return text + (f"; the {self.nominal:.0%} intervals covered {m['coverage']:.1%}" if "coverage" in m else "")
+        text = f"{m['windows']:,} windows of {self.horizon}: MAE {m['mae']:.4g}, MASE {m['mase']:.3f}, sMAPE {m['smape']:.2f} %, {abs(m['skill']):.1%} {'worse' if m['skill'] < 0 else 'better'} than seasonal naive"
+        return text + (f"; the {self.nominal:.0%} intervals covered {m['coverage']:.1%}{self._broken(m)}" if "coverage" in m else "")
+
+    def _broken(self, m: dict) -> str:
+        "Say so if the intervals do not hold what they promise; of fewer than ten blocks nothing can be said."
+        if len(np.unique(self._blocks)) < 10 or m["coverage_low"] <= self.nominal <= m["coverage_high"]:
+            return ""
+        return f", {'fewer' if m['coverage'] < self.nominal else 'more'} than they promise (95 % interval {m['coverage_low']:.1%} to {m['coverage_high']:.1%})"
 
     def _repr_html_(self) -> str:
         table = self.by_series().head(10)
@@ -193,7 +201,10 @@ def evaluate_forecasts(
 
 # %% ../../nbs/timeseries/04_evaluation.ipynb #5ae31aa4
 def suited(forecaster: Any, data: SeriesData) -> SeriesData:
-    "The data with windows that look back as far as a forecaster wants; a baseline takes them as they are."
+    "The data with windows that look back as far as a forecaster wants; a baseline takes them as they are. Raises `SeriesError` for what is no forecaster, and for what is no `SeriesData`."
+    if not hasattr(forecaster, "levels") or not hasattr(forecaster, "forecast"):
+        raise SeriesError(f'{forecaster!r:.80} is no forecaster, which has levels and forecasts batches: forecaster(data, "ridge") makes one, Baseline("naive", data.spec) another.')
+    laid_out(data)
     return forecaster.suited(data) if hasattr(forecaster, "suited") else data
 
 

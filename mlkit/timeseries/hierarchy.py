@@ -37,7 +37,8 @@ def make_hierarchy(
     time: str = "time",
 ) -> tuple[pl.DataFrame, Hierarchy]:  # a table (series, time, value) of all sums, and what they are
     "Add a table up at all levels. Raises `SeriesError` for rows that the last level does not tell apart, and for missing names."
-    keys = list(levels[-1]) if levels else []
+    levels = [[level] if isinstance(level, str) else list(level) for level in levels]
+    keys = levels[-1] if levels else []
     table = _bottom_rows(frame, keys, value, time)
     bottom = table.select(keys).unique(maintain_order=True).sort(keys)
     names, sums, owners = [], [], []

@@ -10,6 +10,7 @@ __all__ = ['LOSSES', 'window_loss', 'Calibrated', 'difficulty', 'Forecaster', 'm
 import json
 import warnings
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 import numpy as np
 import polars as pl
@@ -20,7 +21,7 @@ from ..bundle.predict import Bundle, package
 from ..core.errors import suggest
 from ..data.series import NamePreprocess, Panel, SeriesError, SeriesPreprocess, TimePreprocess, times_at
 from .conformal import LEVELS, check_levels, conformal_offsets
-from .data import Frame, SeriesData
+from .data import Frame, SeriesData, laid_out
 from .evaluation import ForecastEvaluation, evaluate_forecasts
 from .networks import fill, has_gaps, make_network
 from ..train.history import log_loss
@@ -107,6 +108,9 @@ class Forecaster(LightningModule):
         if loss not in LOSSES:
             raise SeriesError(f'there is no loss "{loss}".{suggest(loss, LOSSES)}')
         check_levels(quantiles)
+        if not isinstance(lr, Real) or not lr > 0:
+            raise SeriesError(f"lr must be a number above 0, not {lr!r}.")
+        data = data if isinstance(data, _Saved) else laid_out(data)
         self.spec, self.categories, self.quantiles = data.spec, data.categories, tuple(quantiles)
         self.lr, self.weight_decay, self.loss = lr, weight_decay, loss
         network = data.network if isinstance(data, _Saved) else _network_config(arch, data, len(self.quantiles), centre, scale, options)
@@ -160,6 +164,7 @@ class Forecaster(LightningModule):
 
     def calibrate(self, data: SeriesData, side: str = "validation", levels: Sequence[float] = LEVELS) -> "Forecaster":
         "Learn intervals from the errors on a side that was not trained on. Raises `SeriesError` if it is too small for the levels."
+        check_levels(levels)
         heads = [int(np.argmin(np.abs(np.array(self.quantiles) - v))) for v in levels]
         self.calibrated, self.config["levels"] = None, None
         errors = self._residuals(self.suited(data), side)
@@ -189,7 +194,7 @@ class Forecaster(LightningModule):
         return evaluate_forecasts(self, data, split)
 
     def predict(self, frame: pl.DataFrame | pl.LazyFrame | SeriesData) -> pl.DataFrame:
-        "Forecast the horizon after the last known value of each series: columns series, time, forecast, and one for each level. Series with fewer known points than one horizon (`least`) are left out."
+        "Forecast the horizon after the last known value of each series: columns series, time, forecast, and one for each level. Series with fewer known points than one horizon (`least`) are left out, with a warning."
         data = frame if isinstance(frame, SeriesData) else self.data(frame, train=False, validation=0, test=0)
         return predict_frame(self, self.suited(data))
 
@@ -292,6 +297,7 @@ def predict_frame(forecaster, data: SeriesData) -> pl.DataFrame:
         first = data.panel.starts[series] + origin - data.panel.offsets[series]
         parts.append((series, first, quantiles))
     series, first, quantiles = (np.concatenate(p) for p in zip(*parts))
+    _tell_left_out(data, series)
     horizon = quantiles.shape[1]
     names = pl.Series("series", data.panel.ids, dtype=pl.String).gather(np.repeat(series, horizon))
     times = times_at(data.panel.grid, (first[:, None] + np.arange(horizon)).ravel())
@@ -299,6 +305,14 @@ def predict_frame(forecaster, data: SeriesData) -> pl.DataFrame:
     columns = [pl.Series("forecast", quantiles[..., middle].ravel())]
     columns += [pl.Series(f"q{v:g}", quantiles[..., k].ravel()) for k, v in enumerate(levels) if len(levels) > 1]
     return pl.DataFrame([names, times, *columns])
+
+
+def _tell_left_out(data: SeriesData, forecast: np.ndarray):
+    "Warn of series that are too short to be forecast."
+    names = data.panel.ids
+    if left := sorted(set(range(len(names))) - set(forecast.tolist())):
+        warnings.warn(f'{len(left):,} of {len(names):,} series are not forecast, such as "{names[left[0]]}": they have fewer than {data.least} known values '
+                      "(model.predict(model.data(frame, train=False, validation=0, test=0, least=1)) takes all that have one).", stacklevel=4)  # fmt: skip
 
 
 def _check_known(data: SeriesData, windows):
@@ -413,6 +427,8 @@ def ensemble(
     models: Sequence[Forecaster],  # of one horizon and the same columns
 ) -> Forecaster:
     "Make one forecaster of several: the mean of their forecasts. Raises `SeriesError` if they do not fit together."
+    if isinstance(models, Forecaster) or not all(isinstance(m, Forecaster) for m in models):
+        raise SeriesError("an ensemble is made of a list of forecasters, such as ensemble([first, second]).")
     if not models:
         raise SeriesError("an ensemble needs at least one model.")
     longest = max(models, key=lambda m: m.spec.context)

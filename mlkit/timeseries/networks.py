@@ -8,6 +8,7 @@ __all__ = ['FAMILIES', 'CENTRES', 'SCALES', 'has_gaps', 'fill', 'Linear', 'Spars
 
 # %% ../../nbs/timeseries/03_networks.ipynb #d4b66239
 from inspect import signature
+from numbers import Integral, Real
 import torch
 from torch import nn
 from ..core.errors import suggest
@@ -188,6 +189,17 @@ class Covariates(nn.Module):
 CENTRES, SCALES = ("mean", "last", "season"), ("window", "series", "none")
 
 
+def _check_options(wanted, options: dict):
+    "Refuse widths and the like that no network can have. Raises `SeriesError`."
+    for name, value in options.items():
+        share = name == "dropout"
+        if not isinstance(value, Real if share else Integral) or not (0 <= value < 1 if share else value >= 1):
+            raise SeriesError(f"{name} must be {'0 or more and below 1' if share else 'a whole number, 1 or more'}, not {value!r}.")
+    width, heads = (options.get(name, wanted.parameters[name].default if name in wanted.parameters else 1) for name in ("width", "heads"))
+    if width % heads:
+        raise SeriesError(f"the width must be a multiple of the heads: {width} is none of {heads}.")
+
+
 class Network(nn.Module):
     "A family of networks with filling, scaling and covariates around it."
 
@@ -211,6 +223,7 @@ class Network(nn.Module):
         taken = list(signature(FAMILIES[arch]).parameters)[4:]
         if strange := [o for o in options if o not in taken]:
             raise SeriesError(f'the {arch} network has no option "{strange[0]}"; it has {", ".join(taken) or "none"}.')
+        _check_options(signature(FAMILIES[arch]), options)
         self.context, self.horizon, self.season, self.centre, self.scale = context, horizon, season, centre, scale
         self.core = FAMILIES[arch](context, horizon, quantiles, season, **options)
         self.beside = Covariates(context, horizon, quantiles, **covariates) if covariates else None

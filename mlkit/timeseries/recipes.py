@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from ..core.errors import suggest
 from ..data.series import SeriesError
 from .conformal import LEVELS
-from .data import SeriesData
+from .data import SeriesData, laid_out
 from .models import Forecaster, ensemble
 from .ridge import solve
 from ..train.fitting import fit
@@ -52,10 +52,11 @@ def forecaster(
     tracker: str | None = None,
 ) -> Forecaster:
     "Make a forecaster by a recipe. Raises `SeriesError` for unknown names."
-    if isinstance(recipe, str) and recipe not in RECIPES:
+    if not isinstance(recipe, Recipe) and recipe not in RECIPES:
         raise SeriesError(f'there is no recipe "{recipe}".{suggest(recipe, RECIPES)}')
     plan = RECIPES[recipe] if isinstance(recipe, str) else recipe
-    plan = replace(plan, epochs=epochs or plan.epochs, steps=0 if epochs else plan.steps, windows=windows or plan.windows)
+    plan = replace(plan, epochs=plan.epochs if epochs is None else epochs, steps=plan.steps if epochs is None else 0, windows=plan.windows if windows is None else windows)
+    laid_out(data)
     if plan.arch == "ridge":
         model = solve(data)
     else:
@@ -67,10 +68,10 @@ def forecaster(
 def _member(data: SeriesData, plan: Recipe, k: int, seed: int, threads, progress: bool, tracker) -> Forecaster:
     "Train one member of a recipe."
     own = data.with_context(max(1, round(data.spec.context * plan.contexts[k % len(plan.contexts)])))
-    own = own.with_batches(plan.batch_size, plan.windows or own.windows_per_epoch, seed + k)
+    own = own.with_batches(plan.batch_size, own.windows_per_epoch if plan.windows is None else plan.windows, seed + k)
     model = Forecaster(plan.arch, own, seed=seed + k, **plan.options)
     enough = -(-plan.steps // len(own.train_dataloader()))
-    return fit(model, own, epochs=max(plan.epochs, enough), seed=seed + k, threads=threads, progress=progress, tracker=tracker).model
+    return fit(model, own, epochs=max(plan.epochs, enough) if plan.epochs >= 1 else plan.epochs, seed=seed + k, threads=threads, progress=progress, tracker=tracker).model
 
 
 def _levels(data: SeriesData) -> tuple[float, ...]:

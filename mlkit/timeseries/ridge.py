@@ -9,10 +9,12 @@ __all__ = ['PENALTIES', 'LONGEST', 'sliding_gram', 'Candidate', 'candidates', 'd
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 import numpy as np
 import torch
+from ..core.errors import suggest
 from ..data.series import SeriesError
-from .data import SeriesData
+from .data import SeriesData, laid_out
 from .models import Forecaster
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -131,6 +133,20 @@ def default_contexts(data: SeriesData) -> list[int]:
     return sorted({min(k * unit, LONGEST, max(1, room // 2)) for k in (1, 2, 3)})
 
 
+def _check_choices(contexts, centres, penalties):
+    "Refuse what cannot be tried. Raises `SeriesError`."
+    tries = {"contexts": contexts, "centres": centres, "penalties": penalties}
+    for name, values in tries.items():
+        if values is not None and (isinstance(values, str) or not isinstance(values, Sequence | np.ndarray) or not len(values)):
+            raise SeriesError(f"{name} are a list of what is tried, not {values!r}.")
+    if wrong := [c for c in contexts or () if not isinstance(c, Integral) or c < 1]:
+        raise SeriesError(f"contexts are whole numbers of points, 1 or more, not {wrong[0]!r}.")
+    if wrong := [c for c in centres if c not in ("last", "mean")]:
+        raise SeriesError(f'there is no centre "{wrong[0]}".{suggest(wrong[0], ("last", "mean"))}')
+    if wrong := [p for p in penalties if not p > 0]:
+        raise SeriesError(f"penalties are above 0, not {wrong[0]}.")
+
+
 def solve(
     data: SeriesData,
     contexts: Sequence[int] | None = None,  # points to look back; by default 7, 14 and 21 seasons
@@ -138,7 +154,8 @@ def solve(
     penalties: Sequence[float] = PENALTIES,  # of the weights, for series of unit deviation
 ) -> Forecaster:
     "Find the linear forecaster with the least squared error on the validation part. Raises `SeriesError` if there is too little to train or choose on, and for covariates."
-    spec = data.spec
+    spec = laid_out(data).spec
+    _check_choices(contexts, centres, penalties)
     if spec.known or spec.past or spec.statics or spec.cycles:
         raise SeriesError("solve takes no covariates: leave known, past, statics and calendar out, or train a Forecaster.")
     contexts = sorted(contexts or default_contexts(data))
