@@ -6,17 +6,20 @@
 __all__ = ['Diverged', 'better_when', 'Fit', 'average_weights', 'watched', 'fit']
 
 # %% ../../nbs/train/00_fit.ipynb #806c90a3
+import inspect
 import math
+import os
 import tempfile
 import time
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 import polars as pl
 from ..core.display import duration, html_table, size
+from ..core.errors import suggest
 from .basics import TrainError, choose_precision, draw, quiet, use_threads, weights_digest  # noqa: F401
 from .history import History, Progress, keep_history, keep_mean, plot_history, plot_steps, resources
 from .resuming import check_place, keep_place
@@ -182,17 +185,33 @@ _WANTED = {  # what a setting must be, where it is given
     "seed": ("a whole number, 0 or more", lambda n: isinstance(n, Integral) and 0 <= n < 2**32),
     "threads": ("a whole number of cores", lambda n: isinstance(n, Integral) and n >= 0),
     "patience": ("a whole number of epochs, 0 or more", lambda n: isinstance(n, Integral) and n >= 0),
-    "average": ("between 0 and 1, such as 0.99", lambda n: 0 < n < 1),
-    "clip": ("more than 0", lambda n: n > 0),
+    "average": ("between 0 and 1, such as 0.99", lambda n: isinstance(n, Real) and 0 < n < 1),
+    "clip": ("a number above 0", lambda n: isinstance(n, Real) and n > 0),
+    "save_every": ("a number of seconds", lambda n: isinstance(n, Real) and n >= 0),
+    "folder": ("a path", lambda p: isinstance(p, (str, os.PathLike))),
+    "monitor": ("the name of a metric that the model logs, such as validation_loss", lambda m: isinstance(m, str)),
 }
+_OPTIONAL = ("threads", "patience", "average", "clip", "folder", "monitor")
 
 
 def _check_settings(**given):
     "Raise `TrainError` for a setting that no training can have."
     for name, value in given.items():
         wanted, holds = _WANTED[name]
-        if value is not None and not holds(value):
+        if not (value is None and name in _OPTIONAL) and not holds(value):
             raise TrainError(f"{name} must be {wanted}, not {value!r}.")
+
+
+def _check_parts(model, data, options: dict):
+    "Raise `TrainError` for what Lightning cannot train, and for settings that neither of us has."
+    from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+
+    for part, kind, place in ((model, LightningModule, "first"), (data, LightningDataModule, "second")):
+        if not isinstance(part, kind):
+            raise TrainError(f"fit(model, data) takes a {kind.__name__} of pytorch_lightning {place}, not {type(part).__name__}.")
+    known = set(inspect.signature(Trainer.__init__).parameters) - {"self", "max_epochs"}
+    if strange := sorted(set(options) - known):
+        raise TrainError(f'neither fit nor Lightning\'s Trainer has a setting "{strange[0]}" to be given here.{suggest(strange[0], [*inspect.signature(fit).parameters, *known])}')
 
 
 def fit(
@@ -216,7 +235,8 @@ def fit(
     **trainer,  # options for Lightning's Trainer
 ) -> Fit:
     "Train, and keep the best weights. Raises `TrainError` if there is nothing to keep, or nothing to resume from these settings."
-    _check_settings(epochs=epochs, seed=seed, threads=threads, patience=patience, average=average, clip=clip, accumulate=accumulate)
+    _check_settings(epochs=epochs, seed=seed, threads=threads, patience=patience, average=average, clip=clip, accumulate=accumulate, save_every=save_every, folder=folder, monitor=monitor)
+    _check_parts(model, data, trainer)
     if resume and not folder:
         raise TrainError("resume=True needs a folder: the one that the training was started with.")
     settings = {"seed": seed, "epochs": epochs, "threads": use_threads(threads), "precision": choose_precision(model) if precision == "auto" else precision}
