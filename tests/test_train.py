@@ -141,3 +141,14 @@ def test_a_search_that_is_killed_in_a_trial_is_gone_on_with_by_two_together(tmp_
     assert dict(kept.group_by("state").len().rows()) == {"complete": 9, "fail": 1}
     done = kept.filter(state="complete")
     assert done["x"].n_unique() == 9 and kept["x"][0] in done["x"].to_list()  # nothing is drawn twice, and what was lost is made
+
+
+@pytest.mark.parametrize("average", [None, 0.9], ids=["plain", "averaged"])
+def test_no_secret_is_written_into_a_checkpoint(tmp_path, average):
+    model = Line()
+    model.hparams.update({"api_key": "sesame-4711", "url": "https://ada:sesame-4711@host/x", "nested": {"password": "sesame-4711"}, "lr": 0.1})
+    train(model, tracker="file", folder=tmp_path, average=average, epochs=1)
+    files = [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert {"best.ckpt", "resume.ckpt", "config.json"} <= {p.name for p in files} and not [p for p in files if b"sesame-4711" in p.read_bytes()]
+    assert torch.load(tmp_path / "resume.ckpt", weights_only=True)["hyper_parameters"] == {"api_key": "***", "url": "https://ada:***@host/x", "nested": {"password": "***"}, "lr": 0.1}
+    train(model, folder=tmp_path, average=average, epochs=1, resume=True, tracker="file")

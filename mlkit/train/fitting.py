@@ -145,12 +145,30 @@ def _followed(data, keeper, trainer):
         del data.train_dataloader
 
 
+@contextmanager
+def _unspoken(model):
+    "Keep secrets among a module's hyperparameters out of its checkpoints, where Lightning writes all of them."
+    own = model.on_save_checkpoint
+
+    def save(checkpoint):
+        own(checkpoint)
+        given = checkpoint.get(model.CHECKPOINT_HYPER_PARAMS_KEY, {})
+        told = redact(dict(given))
+        checkpoint[model.CHECKPOINT_HYPER_PARAMS_KEY] = {k: told[k] if "***" in str(told.get(k)) else v for k, v in given.items()}
+
+    model.on_save_checkpoint = save
+    try:
+        yield
+    finally:
+        del model.on_save_checkpoint
+
+
 def _run(trainer, model, data, keeper, path: Path | None, monitor: str):
     "Let Lightning train, from a checkpoint if there is one; Ctrl-C stays Ctrl-C (Lightning makes an exit of it). Raises `TrainError` if what is monitored was never logged."
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     try:
-        with _followed(data, keeper, trainer):
+        with _followed(data, keeper, trainer), _unspoken(model):
             trainer.fit(model.train(), datamodule=data, ckpt_path=path, weights_only=True if path else None)
     except SystemExit:
         if trainer.interrupted:
