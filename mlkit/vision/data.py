@@ -224,6 +224,8 @@ class ImageData(SidedData):
         left = f"; {len(self.broken)} broken ones left out" if self.broken else ""
         return f"ImageData: {len(self.frame):,} images of {p.height} x {p.width} x {p.channels}, {self.task} of {what}; {', '.join(f'{side} {n:,}' for side, n in sides)}{left}"
 
+    __str__ = __repr__  # Lightning's would tell the loaders only
+
     def rows(self, side: str) -> pl.DataFrame:
         "The rows of a side. Raises `VisionError` if there are none."
         rows = self.frame.filter(pl.col(self.split) == side)
@@ -281,7 +283,10 @@ def _with_split(frame: pl.DataFrame, image: str, split: str, base) -> pl.DataFra
     "Add a split by content if there is none."
     if split in frame.columns:
         return frame
-    content = pl.Series("__content", [image_bytes(v, base) for v in as_images(frame[image])], dtype=pl.Binary)
+    try:
+        content = pl.Series("__content", [image_bytes(v, base) for v in as_images(frame[image])], dtype=pl.Binary)
+    except ImageError as error:
+        raise VisionError(f'{error}. To leave out what is broken: broken="skip".') from None
     return split_by(frame.with_columns(content), "__content", column=split).drop("__content")
 
 
