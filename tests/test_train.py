@@ -1,12 +1,15 @@
 "Trainings repeat, keep their best weights, and touch nothing outside."
 import os
 import socket
+import subprocess
+import sys
 import threading
+import time
 import polars as pl
 import pytest
 import torch
 import pytorch_lightning as lightning
-from mlkit.train import TrainError, evaluate, fit, weights_digest, wilson
+from mlkit.train import TrainError, evaluate, fit, tune, weights_digest, wilson
 
 
 class Line(lightning.LightningModule):
@@ -107,3 +110,45 @@ def test_classes_that_never_occur_do_not_break_the_report():
     report = evaluate(pl.DataFrame({"label": ["a", "b"], "prediction": ["a", "a"]}), labels=("a", "b", "c"))
     assert report.per_class["rows"].to_list() == [1, 1, 0] and report.confusion().png.startswith(b"\x89PNG")
     assert report.per_class["f1"].to_list() == [pytest.approx(2 / 3), 0.0, None]
+
+
+SEARCH = """
+import sys, time
+from mlkit.train import tune
+
+def bowl(x, y):
+    time.sleep(float(sys.argv[2]))
+    return (x - 3) ** 2 + y
+
+print(tune(bowl, {"x": (0.0, 10.0), "y": [0, 1]}, trials=9, storage=sys.argv[1]))
+"""
+
+
+def search(storage, pause: float):
+    return subprocess.Popen([sys.executable, "-c", SEARCH, str(storage), str(pause)])
+
+
+def test_a_search_that_is_killed_in_a_trial_is_gone_on_with_by_two_together(tmp_path):
+    storage = tmp_path / "tune.log"
+    killed = search(storage, 60)
+    while not storage.is_file() or '"process"' not in storage.read_text():  # a trial is running
+        time.sleep(0.1)
+    time.sleep(0.5)
+    killed.kill()  # and stays a zombie until it is waited for
+    others = [search(storage, 0.05) for _ in range(2)]
+    assert [p.wait(120) for p in others] == [0, 0] and killed.wait() == -9
+    kept = tune(lambda x, y: 0.0, {"x": (0.0, 10.0), "y": [0, 1]}, trials=9, storage=storage).trials
+    assert dict(kept.group_by("state").len().rows()) == {"complete": 9, "fail": 1}
+    done = kept.filter(state="complete")
+    assert done["x"].n_unique() == 9 and kept["x"][0] in done["x"].to_list()  # nothing is drawn twice, and what was lost is made
+
+
+@pytest.mark.parametrize("average", [None, 0.9], ids=["plain", "averaged"])
+def test_no_secret_is_written_into_a_checkpoint(tmp_path, average):
+    model = Line()
+    model.hparams.update({"api_key": "sesame-4711", "url": "https://ada:sesame-4711@host/x", "nested": {"password": "sesame-4711"}, "lr": 0.1})
+    train(model, tracker="file", folder=tmp_path, average=average, epochs=1)
+    files = [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert {"best.ckpt", "resume.ckpt", "config.json"} <= {p.name for p in files} and not [p for p in files if b"sesame-4711" in p.read_bytes()]
+    assert torch.load(tmp_path / "resume.ckpt", weights_only=True)["hyper_parameters"] == {"api_key": "***", "url": "https://ada:***@host/x", "nested": {"password": "***"}, "lr": 0.1}
+    train(model, folder=tmp_path, average=average, epochs=1, resume=True, tracker="file")

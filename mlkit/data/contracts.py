@@ -70,6 +70,8 @@ def _sift(frame: pl.DataFrame, contract, cast: bool) -> tuple[pl.DataFrame, pl.D
 
 
 def _keys(column: str, known, kind: pl.DataType) -> pl.Series:
+    if isinstance(known, (pl.DataFrame, pl.LazyFrame)):
+        raise ContractError(f'"{column}" points to a whole table: name the column that holds its keys, such as customers["id"].')
     try:
         return pl.Series(known).cast(kind)
     except pl.exceptions.PolarsError:

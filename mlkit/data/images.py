@@ -113,9 +113,11 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 
 def image_bytes(value, base: Path | None = None) -> bytes:
-    "Get the bytes of an image file from a path, bytes or an array; files are passed on as they are."
+    "Get the bytes of an image file from a path, bytes or an array; files are passed on as they are. Raises `ImageError` if there is none."
     if isinstance(value, np.ndarray):
         return encode_png(value)
+    if value is None or isinstance(value, (str, os.PathLike)) and not Path(base or "", value).is_file():
+        raise ImageError("there is no image (a null)" if value is None else f"there is no file {value}")
     return Path(base or "", value).read_bytes() if isinstance(value, (str, os.PathLike)) else value
 
 # %% ../../nbs/data/03_images.ipynb #0bb9bab6

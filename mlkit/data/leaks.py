@@ -9,6 +9,7 @@ __all__ = ['BANDS', 'WIDTH', 'MOST', 'ALIKE', 'LeakError', 'Signs', 'text_signs'
 # %% ../../nbs/data/07_leaks.ipynb #9b84e368
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 import numpy as np
 import polars as pl
@@ -128,22 +129,25 @@ def _are_pictures(paths: pl.Series) -> bool:
 
 
 def find_leaks(
-    frame: pl.DataFrame,
+    frame: pl.DataFrame | pl.LazyFrame,
     columns: str | list[str],  # texts, pictures, or several columns
     split: str = "split",
     alike: float | None = None,  # from where on two are nearly the same; by default 0.8 for texts, 0.99 for pictures
     base=None,  # the folder that relative paths of pictures start from
 ) -> pl.DataFrame:  # row, side, other (a row), other_side, alike
-    "Find rows that are nearly the same as a row on another side, most alike first. Raises `LeakError` if there is only one side."
+    "Find rows that are nearly the same as a row on another side, most alike first; what is null is like nothing. Raises `LeakError` if there is only one side, or nothing to compare by."
     names = [columns] if isinstance(columns, str) else list(columns)
-    require(frame, *names, split)
+    frame = require(frame, *names, split).lazy().collect()
+    if not names or not (alike is None or isinstance(alike, Real) and 0 < alike <= 1):
+        raise LeakError(f"rows are compared by one column or more, and are alike from a number above 0 and up to 1 on, not by {names} from {alike!r} on.")
     sides, counts = np.unique(frame[split].cast(pl.String).fill_null("").to_numpy().astype(str), return_counts=True)
     if len(sides) < 2:
         raise LeakError(f'nothing can leak: all {len(frame)} rows have the same "{split}".')
     numbers = frame[split].cast(pl.String).fill_null("").replace_strict(sides.tolist(), range(len(sides))).to_numpy()
     kind, signs = _signs(frame, names, base)
     least = ALIKE[kind] if alike is None else alike
-    found = [(row, other, score) for row, (score, other) in _pairs(signs, numbers, int(counts.argmax())).items() if score >= least - 1e-6]
+    void = frame.select(pl.all_horizontal(pl.col(names).is_null())).to_series()
+    found = [(row, other, score) for row, (score, other) in _pairs(signs, numbers, int(counts.argmax())).items() if score >= least - 1e-6 and not void[row]]
     rows, others, scores = (np.array(part) for part in zip(*found)) if found else (np.zeros(0, int),) * 3
     table = pl.DataFrame({"row": rows, "side": sides[numbers[rows]], "other": others, "other_side": sides[numbers[others]], "alike": scores.astype(float)})
     return table.sort("alike", "row", descending=[True, False])

@@ -22,6 +22,7 @@ from ..core.errors import MLKitError, suggest
 from ..core.store import write_atomic
 from .images import ImageError, decode
 from .sketches import Counts, Numbers, Rows, SketchError, from_dict, to_dict
+from .tables import require
 
 SCHEMA = 1  # version of the file's layout
 
@@ -289,7 +290,8 @@ def _flat(frame: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def batches(frame: pl.DataFrame | pl.LazyFrame):
-    "Hand out the table in parts; at least one, which may be empty."
+    "Hand out the table in parts; at least one, which may be empty. Raises `TableError` for what is no polars frame."
+    require(frame)
     if isinstance(frame, pl.DataFrame):
         flat = _flat(frame.lazy()).collect() if any(isinstance(d, pl.Struct) for d in frame.schema.values()) else frame
         rows = _batch_rows(flat.schema)

@@ -43,8 +43,8 @@ def fraction_of(key: bytes | str, seed: int = 0) -> float:
 def _bounds(fractions: dict[str, float] | None) -> tuple[list[str], np.ndarray]:
     "Turn fractions into names and upper bounds; the last is beyond 1 whatever rounding does."
     fractions = FRACTIONS if fractions is None else fractions
-    if not fractions or not all(isinstance(f, (int, float)) and f >= 0 for f in fractions.values()) or not math.isclose(sum(fractions.values()), 1, abs_tol=1e-9):
-        raise SplitError(f"the fractions of a split must be positive and add up to 1, not {fractions}.")
+    if not isinstance(fractions, dict) or not all(isinstance(f, (int, float)) and f >= 0 for f in fractions.values()) or not math.isclose(sum(fractions.values()), 1, abs_tol=1e-9):
+        raise SplitError(f"the fractions of a split are a share for each side, positive and adding up to 1, such as {FRACTIONS}, not {fractions}.")
     names = [name for name, fraction in fractions.items() if fraction]
     return names, np.append(np.cumsum([fractions[name] for name in names])[:-1], np.inf)
 
@@ -150,8 +150,10 @@ def hold_out(
     seed: int = 0,
     column: str = "split",
 ) -> pl.DataFrame:
-    "Move a share of one side to another side, unless that side has rows already."
+    "Move a share of one side to another side, unless that side has rows already. Raises `SplitError` for a share that is none."
     require(frame, column)
+    if not isinstance(share, (int, float)) or not 0 < share < 1:
+        raise SplitError(f"the share that is held out lies between 0 and 1, not {share!r}.")
     if (frame[column] == side).any():
         return frame
     part = split(frame, key, {side: share, of: 1 - share}, fraction_of(side, seed), column="__side")  # numbers of its own: by those of an earlier split with this seed, the side would come out empty or too large

@@ -160,6 +160,8 @@ def scan(
     source,  # a file, a glob, a folder of parts, a folder of class folders, or a file or glob in a bucket
 ) -> pl.LazyFrame:
     "Scan `source` lazily. Raises `TableError` naming it if it is missing, empty or in no known format."
+    if not isinstance(source, (str, os.PathLike)) or not str(source).strip():
+        raise TableError(f"a table is read from a path, a glob or an address in a bucket, not from {source!r}.")
     text, path = str(source), Path(source)
     if "://" in text:
         if (scheme := text.split("://")[0]) not in BUCKETS:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from mlkit.train.basics import TrainError, choose_precision, class_weights, draw, use_threads, weights_digest  # noqa: F401
     from mlkit.train.browsing import browse  # noqa: F401
     from mlkit.train.calibration import Calibration, calibration, fit_temperature, scale  # noqa: F401
-    from mlkit.train.comparison import Comparison, bootstrap, compare, mcnemar, slices  # noqa: F401
-    from mlkit.train.evaluation import Evaluation, evaluate, wilson  # noqa: F401
+    from mlkit.train.comparison import Comparison, bootstrap, compare, mcnemar, slices, wilson  # noqa: F401
+    from mlkit.train.evaluation import Evaluation, evaluate  # noqa: F401
     from mlkit.train.fitting import Fit, fit, watched  # noqa: F401
     from mlkit.train.history import log_loss, plot_history, plot_steps  # noqa: F401
     from mlkit.train.muon import Muon  # noqa: F401
@@ -28,8 +28,8 @@ __getattr__, __dir__ = front_door(__name__, {
     "basics": ("TrainError", "choose_precision", "class_weights", "draw", "use_threads", "weights_digest"),
     "browsing": ("browse",),
     "calibration": ("Calibration", "calibration", "fit_temperature", "scale"),
-    "comparison": ("Comparison", "bootstrap", "compare", "mcnemar", "slices"),
-    "evaluation": ("Evaluation", "evaluate", "wilson"),
+    "comparison": ("Comparison", "bootstrap", "compare", "mcnemar", "slices", "wilson"),
+    "evaluation": ("Evaluation", "evaluate"),
     "fitting": ("Fit", "fit", "watched"),
     "history": ("log_loss", "plot_history", "plot_steps"),
     "muon": ("Muon",),

@@ -47,7 +47,9 @@ def browse(
     each: int = 12,  # how many rows of each
     base=None,  # the folder that relative paths start from
 ) -> Html:
-    "Show mistakes by pair of classes. Raises `TrainError` for a column that is not there."
+    "Show mistakes by pair of classes. Raises `TrainError` for a column that is not there, and an evaluation that is no classifier's."
+    if not hasattr(report, "matrix"):
+        raise TrainError(f"mistakes by pair of classes are those of a classifier, not of {type(report).__name__}; its worst rows are in worst().")
     if show not in report.predictions.columns:
         raise TrainError(f'the predictions have no column "{show}"; they have: {", ".join(report.predictions.columns)}.')
     wrong = report.predictions.filter(pl.col("label") != pl.col("prediction"))

@@ -13,7 +13,8 @@ import polars as pl
 from ..core.display import html_table
 from ..data.tables import require
 from .basics import TrainError, draw, new_figure
-from .comparison import bootstrap, slices
+from .calibration import as_chances
+from .comparison import bootstrap, slices, wilson
 
 # %% ../../nbs/train/09_outcomes.ipynb #b78c854a
 @dataclass(frozen=True, repr=False)
@@ -34,9 +35,9 @@ class NumberEvaluation:
 
     @cached_property
     def intervals(self) -> dict[str, tuple[float, float, float]]:
-        "Each metric with its 95 % bootstrap interval: mean absolute error, root mean squared error, R²."
+        "Each metric with its 95 % bootstrap interval: mean absolute error, root mean squared error, R² (NaN where all labels are the same)."
         label = self.predictions["label"].to_numpy().astype(np.float64)
-        spread = lambda e, y: 1 - (e**2).sum() / max(((y - y.mean()) ** 2).sum(), 1e-300)
+        spread = lambda e, y: 1 - (e**2).sum() / ((y - y.mean()) ** 2).sum() if np.ptp(y) else np.nan
         return {
             "mae": bootstrap(lambda e: np.abs(e).mean(), self._errors),
             "rmse": bootstrap(lambda e: np.sqrt((e**2).mean()), self._errors),
@@ -74,8 +75,8 @@ class NumberEvaluation:
 # %% ../../nbs/train/09_outcomes.ipynb #8e4b2c01
 def evaluate_numbers(predictions: pl.DataFrame) -> NumberEvaluation:
     "Judge a regression. Raises `TrainError` for an empty table and for labels or predictions that are not finite numbers."
-    require(predictions, "label", "prediction", where="the table of predictions")
-    table = predictions.with_columns(pl.col("label", "prediction").cast(pl.Float64))
+    table = require(predictions, "label", "prediction", where="the table of predictions").lazy().collect()
+    table = table.with_columns(pl.col("label", "prediction").cast(pl.Float64, strict=False))
     if not len(table):
         raise TrainError("There is nothing to evaluate: the table of predictions has no rows.")
     for name in ("label", "prediction"):
@@ -122,7 +123,8 @@ class TagEvaluation:
 
     def metrics(self) -> dict:
         "The numbers that a record wants."
-        accuracy, low, high = bootstrap(np.mean, self.row_scores)
+        right = int(self.row_scores.sum())
+        accuracy, (low, high) = right / len(self.predictions), wilson(right, len(self.predictions))
         seen = self.per_class.filter(pl.col("rows") > 0)
         means = {"macro_f1": seen["f1"].mean(), "mean_average_precision": seen["average_precision"].mean()}
         return {"accuracy": accuracy, "accuracy_low": low, "accuracy_high": high, **means, "rows": len(self.predictions)}
@@ -155,14 +157,17 @@ def _marks(column: pl.Series, labels: tuple[str, ...]) -> np.ndarray:
 
 
 def evaluate_tags(
-    predictions: pl.DataFrame,  # columns label (lists of tags) and probabilities; prediction is made of them if it is not there
+    predictions: pl.DataFrame | pl.LazyFrame,  # columns label (lists of tags) and probabilities (a list or array per row); prediction is made of them if it is not there
     labels,  # the tags, in the order of the probabilities
 ) -> TagEvaluation:
-    "Judge a tagger. Raises `TrainError` for an empty table and tags that are not among the labels."
-    require(predictions, "label", "probabilities", where="the table of predictions")
+    "Judge a tagger. Raises `TrainError` for an empty table, tags that are not among the labels, and probabilities that do not fit them."
+    predictions = require(predictions, "label", "probabilities", where="the table of predictions").lazy().collect()
     labels = tuple(map(str, labels))
     if not len(predictions):
         raise TrainError("There is nothing to evaluate: the table of predictions has no rows.")
+    if not isinstance(predictions.schema["label"], pl.List):
+        raise TrainError(f'the labels of a tagger are lists of tags, not {predictions.schema["label"]}: for one class per row use evaluate.')
+    predictions = predictions.with_columns(as_chances(predictions["probabilities"], labels))
     if strange := sorted({str(t) for t in predictions["label"].explode().drop_nulls()} - set(labels)):
         raise TrainError(f"the tag {strange[0]!r} is not among the labels: {', '.join(labels)}.")
     if "prediction" not in predictions.columns:

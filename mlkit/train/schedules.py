@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from typing import Literal
 import polars as pl
 from .basics import TrainError, draw, new_figure, quiet
@@ -115,13 +116,15 @@ def find_rate(
     seed: int = 42,
     **trainer,  # options for Lightning's Trainer
 ) -> Rates:
-    "Try learning rates on a copy of a model. Raises `TrainError` if the model has no `lr`."
+    "Try learning rates on a copy of a model. Raises `TrainError` if the model has no `lr`, and for rates and steps of which no curve can be made."
     import tempfile
     from pytorch_lightning import Trainer, seed_everything
     from pytorch_lightning.tuner import Tuner
 
     if not hasattr(model, "lr"):
         raise TrainError(f"{type(model).__name__} has no attribute lr, so there is nothing to try.")
+    if not (isinstance(steps, Integral) and steps >= 10) or not 0 < lowest < highest:
+        raise TrainError(f"a curve needs 10 steps or more, from a lowest rate above 0 to a higher one, not {steps!r} steps from {lowest} to {highest}.")
     with quiet(), tempfile.TemporaryDirectory(prefix="mlkit-rates-") as folder:
         seed_everything(seed, workers=True, verbose=False)
         options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "devices": 1, "default_root_dir": folder, "max_epochs": steps, **trainer}

@@ -6,33 +6,47 @@
 __all__ = ['suggest_values', 'prune_with', 'Search', 'tune', 'stage']
 
 # %% ../../nbs/train/06_tuning.ipynb #eb5e817b
+import inspect
 import logging
 import math
 import os
 import socket
 import warnings
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
+import numpy as np
 import polars as pl
-from ..core.display import html_table
+from ..core.display import escape, html_table
 from .basics import TrainError, draw, new_figure
-from .fitting import Fit, watched
+from .fitting import Diverged, Fit, watched
 
 # %% ../../nbs/train/06_tuning.ipynb #63e4f08c
 def suggest_values(trial, space: dict) -> dict:
-    "Let optuna choose a value for each range. Raises `TrainError` for a range that is none."
+    "Let optuna choose a value for each range. Raises `TrainError` for a range that is none, or not the one that a storage's trials were made with."
     return {name: _suggest(trial, name, given) for name, given in space.items()}
 
 
 def _suggest(trial, name: str, given):
-    if isinstance(given, list) and given:
+    try:
+        return _choose(trial, name, given) if isinstance(given, list) and given else _between(trial, name, given)
+    except ValueError:
+        raise TrainError(f"{name}: {given!r} is not what the earlier trials of this search chose from; go on with the same space, or give the search another name.") from None
+
+
+def _choose(trial, name: str, given: list):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Choices for a categorical")  # that a storage keeps them is seen to in `tune`
         return trial.suggest_categorical(name, given)
+
+
+def _between(trial, name: str, given):
     words = given if isinstance(given, tuple) else ()
     ends = words[:2]
-    fits = len(words) in (2, 3) and all(isinstance(e, (int, float)) and not isinstance(e, bool) for e in ends) and words[2:] in ((), ("log",))
+    fits = len(words) in (2, 3) and all(isinstance(e, (int, float)) and not isinstance(e, bool) and math.isfinite(e) for e in ends) and words[2:] in ((), ("log",))
     if not fits or ends[0] > ends[1] or (words[2:] and ends[0] <= 0):
         raise TrainError(f'{name}: {given!r} is no range; write [choices], (low, high), or (low, high, "log") with a low above 0.')
     suggest = trial.suggest_int if all(isinstance(e, int) for e in ends) else trial.suggest_float
@@ -44,21 +58,26 @@ def prune_with(trial):
     import optuna
     from pytorch_lightning import Callback
 
+    upwards = trial.study.direction == optuna.study.StudyDirection.MAXIMIZE
+
     class Pruner(Callback):
         "Report each epoch, and give up on a trial that falls behind."
 
         def on_train_epoch_end(self, trainer, module):
-            best = next((c.monitor for c in trainer.checkpoint_callbacks if c.monitor), None)
-            value = trainer.callback_metrics.get(best)
+            best = next((c for c in trainer.checkpoint_callbacks if c.monitor), None)
+            value = trainer.callback_metrics.get(best.monitor if best else None)
             if value is None or trainer.sanity_checking:
                 return
-            trial.report(float(value), trainer.current_epoch)
+            trial.report(float(value) * (1 if upwards == (best.mode == "max") else -1), trainer.current_epoch)
             if trial.should_prune():
                 raise optuna.TrialPruned(f"epoch {trainer.current_epoch + 1}")
 
     return Pruner()
 
 # %% ../../nbs/train/06_tuning.ipynb #ecc256f5
+_COLUMNS = ("trial", "state", "value", "seconds", "error")  # of the frame of trials, beside the settings
+
+
 @dataclass(frozen=True, repr=False)
 class Search:
     "Trials that were made, and the best of them."
@@ -68,73 +87,123 @@ class Search:
 
     @property
     def best(self) -> dict:
-        "The settings of the best trial. Raises `TrainError` if no trial came to an end."
-        if not (done := self.trials.filter(state="complete").sort("value", descending=self.direction == "maximize")).height:
-            raise TrainError("no trial came to an end.")
-        return next(t.params for t in self.study.trials if t.number == done["trial"][0])
+        "The settings of the best trial. Raises `TrainError` if no trial came to an end with a finite number."
+        if not (ranked := self._ranked()).height:
+            raise TrainError("no trial came to an end with a finite number.")
+        return next(t.params for t in self.study.trials if t.number == ranked["trial"][0])
 
     @property
     def trials(self) -> pl.DataFrame:
-        "One row per trial: number, state, value, seconds and the settings."
-        rows = [
-            {"trial": t.number, "state": t.state.name.lower(), "value": t.value, "seconds": t.duration.total_seconds() if t.duration else None, **t.params}
-            for t in self.study.trials
-        ]
-        return pl.DataFrame(rows, schema_overrides={"value": pl.Float64, "seconds": pl.Float64}, infer_schema_length=None, strict=False)
+        "One row per trial: number, state, value, seconds, the settings and, if any failed, the error."
+        failed = any("error" in t.user_attrs for t in self.study.trials)
+        schema = {"trial": pl.Int64, "state": pl.String, "value": pl.Float64, "seconds": pl.Float64}
+        rows = [_row(t) | ({"error": t.user_attrs.get("error")} if failed else {}) for t in self.study.trials]
+        return pl.DataFrame(rows, schema_overrides=schema, infer_schema_length=None, strict=False) if rows else pl.DataFrame(schema=schema)
+
+    def _ranked(self) -> pl.DataFrame:
+        done = self.trials.filter(pl.col("state") == "complete", pl.col("value").is_finite())
+        return done.sort("value", descending=self.direction == "maximize", maintain_order=True)
 
     def plot(self):
-        "Draw the trials in their order, and the value over each setting."
-        done = self.trials.filter(state="complete")
-        names = [c for c in done.columns if c not in ("trial", "state", "value", "seconds")]
+        "Draw the trials in their order, and the value over each setting. Raises `TrainError` if no trial came to an end."
+        names, done = list(self.best), self._ranked().sort("trial")
         figure, panels = new_figure(2.6, 2.5, panels=1 + len(names))
         best = done["value"].cum_min() if self.direction == "minimize" else done["value"].cum_max()
         panels[0].plot(done["trial"], best, drawstyle="steps-post", color="#E45756")
         for axes, name in zip(panels, ["trial", *names]):
-            axes.scatter(done[name].cast(pl.String) if done[name].dtype == pl.String else done[name], done["value"], s=14, alpha=0.7)
+            axes.scatter(_places(done[name]), done["value"], s=14, alpha=0.7)
             axes.set(xlabel=name, xscale="log" if _is_logarithmic(self.study, name) else axes.get_xscale())
+        panels[0].set_ylabel("value")
         return draw(figure)
 
     def __repr__(self):
-        states = dict(self.trials.group_by("state").len().sort("state").rows())
-        return f"Search: {', '.join(f'{n} {state}' for state, n in states.items())}; best {self.best}"
+        states = self.trials.group_by("state").len().sort("state").rows()
+        ranked, counts = self._ranked(), ", ".join(f"{n} {state}" for state, n in states)
+        if not counts:
+            return "Search: no trial yet"
+        return f"Search: {counts}" + (f"; best {ranked['value'][0]:.6g} with {self.best}" if ranked.height else "; none came to an end with a finite number")
 
     def _repr_html_(self) -> str:
-        shown = self.trials.filter(state="complete").sort("value", descending=self.direction == "maximize").head(10)
-        return str(html_table(shown.rows(), header=shown.columns))
+        shown = self._ranked().head(10).with_columns(pl.col("seconds").round(3))
+        return f"<p><b>{escape(repr(self))}</b></p>{html_table(shown.rows(), header=shown.columns)}"
+
+
+def _row(trial) -> dict:
+    return {"trial": trial.number, "state": trial.state.name.lower(), "value": trial.value, "seconds": trial.duration.total_seconds() if trial.duration else None, **trial.params}
+
+
+def _places(column: pl.Series) -> list:
+    "Where the values of a setting stand on an axis: numbers as they are, anything else by name."
+    return column.to_list() if column.dtype.is_numeric() and not column.null_count() else [str(v) for v in column.to_list()]
 
 
 def _is_logarithmic(study, name: str) -> bool:
     return any(getattr(t.distributions.get(name), "log", False) for t in study.trials)
 
 # %% ../../nbs/train/06_tuning.ipynb #7d3a1b02
-def _study(storage, name: str, direction: str, seed: int, prune: bool):
-    "Open optuna's study, without its messages."
+def _open_storage(storage):
+    "Open a file as optuna's journal."
+    import optuna
+
+    if storage is None:
+        return None
+    Path(storage).parent.mkdir(parents=True, exist_ok=True)
+    return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(storage)))
+
+
+def _study(storage, name: str, direction: str, prune: bool):
+    "Open optuna's study, without its messages. Raises `TrainError` for a storage that is none, or holds this search for the other direction."
     import optuna
 
     optuna.logging.set_verbosity(logging.ERROR)
-    if storage is not None:
-        Path(storage).parent.mkdir(parents=True, exist_ok=True)
-        backend = optuna.storages.journal.JournalFileBackend(str(storage))
-        storage = optuna.storages.JournalStorage(backend)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1) if prune else optuna.pruners.NopPruner()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return optuna.create_study(storage=storage, study_name=name, direction=direction, sampler=optuna.samplers.TPESampler(seed=seed), pruner=pruner, load_if_exists=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            study = optuna.create_study(storage=_open_storage(storage), study_name=name, direction=direction, pruner=pruner, load_if_exists=True)
+    except OSError as error:
+        raise TrainError(f"{storage} cannot hold a search: {error.strerror}.") from None
+    except Exception as error:  # of JSON, of a database's driver
+        raise TrainError(f"{storage} is no storage of a search ({type(error).__name__}): name a new file, such as tune.log.") from None
+    if (kept := study.direction.name.lower()) != direction:
+        raise TrainError(f'{storage} holds a search "{name}" that is to {kept}, not {direction}: go on as it was begun, or give this search another name.')
+    return study
 
 
-def _retry_lost(study):
-    "Queue the settings of trials that were running when their process ended."
-    import optuna
+@contextmanager
+def _alone(storage):
+    "Let one process at a time take a trial from a file."
+    if storage is None:
+        yield
+        return
+    with open(storage, "ab") as file:
+        try:
+            import fcntl
 
-    for trial in study.trials:
-        if trial.state == optuna.trial.TrialState.RUNNING and trial.params and _is_lost(trial.user_attrs.get("process", "")):
-            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-            study.enqueue_trial(trial.params)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except ImportError:  # Windows: processes may make a trial too many
+            pass
+        yield
+
+# %% ../../nbs/train/06_tuning.ipynb #7d3a1b0a
+def _me() -> str:
+    return f"{socket.gethostname()} {os.getpid()} {_started(os.getpid())}"
+
+
+def _started(process: int) -> str:
+    "Tell when a process began, so that another that got its number later is told from it; empty for one that has ended, and where it cannot be known."
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] == "Z" else fields[19]
 
 
 def _is_lost(process: str) -> bool:
-    "Tell whether a process of this machine is gone; those of other machines are left alone."
-    host, _, number = process.rpartition(" ")
+    "Tell whether a process of this machine is gone, or went before it could say who it was; those of other machines are left alone."
+    if not process:
+        return True
+    host, number, started = (*process.split(" "), "")[:3]
     if host != socket.gethostname():
         return False
     try:
@@ -143,33 +212,91 @@ def _is_lost(process: str) -> bool:
         return True
     except PermissionError:  # it is another user's
         return False
-    return False
+    return _started(int(number)) != started
+
+
+def _give_back(study, trial):
+    "End a trial that nobody works on, and queue its settings."
+    study.tell(trial.number, state=_state("FAIL"))
+    if trial.params:
+        study.enqueue_trial(trial.params)
+
+
+def _state(name: str):
+    import optuna
+
+    return optuna.trial.TrialState[name]
+
+
+def _take(study, storage, seed: int, trials: int):
+    "Take the next trial of a search; `None` if there are enough."
+    import optuna
+
+    with _alone(storage):
+        for trial in study.get_trials(states=[_state("RUNNING")]):
+            if _is_lost(trial.user_attrs.get("process", "")):
+                _give_back(study, trial)
+        known = study.get_trials(deepcopy=False)
+        if sum(t.state.name in ("COMPLETE", "PRUNED", "RUNNING") or "error" in t.user_attrs for t in known) >= trials:
+            return None
+        study.sampler = optuna.samplers.TPESampler(seed=int(np.random.SeedSequence([seed, len(known)]).generate_state(1)[0]))
+        trial = study.ask()
+        trial.set_user_attr("process", _me())
+        return trial
 
 # %% ../../nbs/train/06_tuning.ipynb #7d3a1b05
-def _work(function: Callable, space: dict, study, direction: str, n: int):
-    "Make trials, one after the other."
-
-    def objective(trial):
-        trial.set_user_attr("process", f"{socket.gethostname()} {os.getpid()}")
-        with watched(prune_with(trial)):
-            return _value(function(**suggest_values(trial, space)), direction)
-
-    if n > 0:
-        study.optimize(objective, n_trials=n)
-
-
-def _join(function: Callable, space: dict, storage, name: str, direction: str, seed: int, prune: bool, n: int):
-    "Work on a search from another process."
-    _work(function, space, _study(storage, name, direction, seed, prune), direction, n)
+def _worst(direction: str) -> float:
+    return math.inf if direction == "minimize" else -math.inf
 
 
 def _value(result, direction: str) -> float:
-    "Get the number of a trial: what it returned, or what decided over a fit's best epoch."
+    "Get the number of a trial: what it returned, or what decided over a fit's best epoch. Raises `TrainError` for what is none, and for a fit that is better in the other direction."
     if isinstance(result, Fit):
+        if (result.mode == "max") != (direction == "maximize"):
+            raise TrainError(f'{result.monitor} is better when it is {"larger" if result.mode == "max" else "smaller"}, and the search is to {direction}: choose the other direction.')
         result = result.best[result.monitor]
+    if getattr(result, "ndim", None) == 0:  # a tensor
+        result = result.item()
     if isinstance(result, bool) or not isinstance(result, Real):
         raise TrainError(f"a trial must return a number or a Fit, not {type(result).__name__}.")
-    return float(result) if math.isfinite(result) else math.inf * (1 if direction == "minimize" else -1)
+    return float(result) if math.isfinite(result) else _worst(direction)
+
+
+def _try(function: Callable, space: dict, study, trial, direction: str):
+    "Make a trial and tell its outcome. Raises what went wrong while no trial has come to an end."
+    import optuna
+
+    states = optuna.trial.TrialState
+    try:
+        values = suggest_values(trial, space)
+    except TrainError:
+        study.tell(trial, state=states.FAIL)
+        raise
+    try:
+        with watched(prune_with(trial)):
+            study.tell(trial, _value(function(**values), direction))
+    except optuna.TrialPruned:
+        study.tell(trial, state=states.PRUNED)
+    except Diverged:
+        study.tell(trial, _worst(direction))
+    except Exception as error:
+        if goes_on := any(t.state == states.COMPLETE for t in study.get_trials(deepcopy=False)):
+            trial.set_user_attr("error", f"{type(error).__name__}: {error}"[:500])
+        study.tell(trial, state=states.FAIL)
+        if not goes_on:
+            raise
+        warnings.warn(f"trial {trial.number} with {trial.params} failed: {type(error).__name__}: {error} The search goes on.", stacklevel=2)
+    except BaseException:  # Ctrl-C
+        _give_back(study, trial)
+        raise
+
+
+def _work(function: Callable, space: dict, storage, name: str, direction: str, seed: int, prune: bool, trials: int):
+    "Make trials, one after the other, until there are enough; other processes may do so, too."
+    study = _study(storage, name, direction, prune)
+    while trial := _take(study, storage, seed, trials):
+        _try(function, space, study, trial, direction)
+    return study
 
 # %% ../../nbs/train/06_tuning.ipynb #7d3a1b08
 class _Dry:
@@ -177,6 +304,43 @@ class _Dry:
 
     def __getattr__(self, name):
         return lambda *ends, **more: None
+
+
+def _check_search(function, space, trials, storage, direction, jobs, seed):
+    "Raise `TrainError` for a search that cannot be made."
+    whole = lambda n, least: isinstance(n, Integral) and not isinstance(n, bool) and n >= least
+    rules = [
+        (callable(function), f"a search needs a function that is called with a value for each range, not {function!r}."),
+        (isinstance(space, dict) and space, f'the space is a range for each argument, such as {{"lr": (1e-4, 1e-1, "log")}}, not {space!r}.'),
+        (whole(trials, 0), f"trials are a whole number, 0 or more, not {trials!r}."),
+        (whole(jobs, 1), f"jobs are a whole number, 1 or more, not {jobs!r}."),
+        (whole(seed, 0), f"the seed is a whole number, 0 or more, not {seed!r}."),
+        (direction in ("minimize", "maximize"), f'the direction is "minimize" or "maximize", not {direction!r}.'),
+        ("://" not in str(storage), f"the storage is a file that processes can share, such as tune.log, not the URL {storage}."),
+        (jobs == 1 or storage is not None, "a search in several processes needs a storage that they share, such as storage='tune.log'."),
+    ]
+    for holds, message in rules:
+        if not holds:
+            raise TrainError(message)
+    for name, given in space.items():
+        if name in _COLUMNS:
+            raise TrainError(f'"{name}" is a column of the frame of trials: give the argument another name.')
+        if storage is not None and isinstance(given, list) and not all(v is None or isinstance(v, (str, bool, int, float)) for v in given):
+            raise TrainError(f"{name}: a storage keeps choices that are texts, numbers, bools or None, not {given!r}; choose by name, and look the value up in the function.")
+    _check_names(function, space)
+    suggest_values(_Dry(), space)
+
+
+def _check_names(function, space: dict):
+    "Raise `TrainError` for a function that cannot be called with these names."
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some that are written in C have none
+        return
+    try:
+        signature.bind(**space)
+    except TypeError as error:
+        raise TrainError(f"the function cannot be called with {', '.join(space)}: {error}.") from None
 
 
 def tune(
@@ -190,22 +354,21 @@ def tune(
     prune: bool = True,
     name: str = "tune",  # several searches may share a storage
 ) -> Search:
-    "Search for the settings with the best value. Raises `TrainError` for a space or storage that does not fit."
-    if jobs > 1 and storage is None:
-        raise TrainError("a search in several processes needs a storage that they share, such as storage='tune.log'.")
-    suggest_values(_Dry(), space)
-    study = _study(storage, name, direction, seed, prune)
-    _retry_lost(study)
-    left = trials - sum(t.state.is_finished() for t in study.trials)
+    "Search for the settings with the best value. Raises `TrainError` for a space or storage that does not fit, and what a trial raises while none has come to an end."
+    _check_search(function, space, trials, storage, direction, jobs, seed)
+    work = function, space, storage, name, direction, seed, prune, trials
     if jobs == 1:
-        _work(function, space, study, direction, left)
-    elif left > 0:
-        from joblib import Parallel, delayed
+        return Search(_work(*work), direction)
+    from joblib import Parallel, delayed
 
-        shares = [left // jobs + (i < left % jobs) for i in range(jobs)]
-        Parallel(n_jobs=jobs, backend="loky")(delayed(_join)(function, space, storage, name, direction, seed + 1 + i, prune, n) for i, n in enumerate(shares) if n)
-        study = _study(storage, name, direction, seed, prune)
+    study = _study(storage, name, direction, prune)
+    Parallel(n_jobs=jobs, backend="loky")(delayed(_join)(*work) for _ in range(jobs))
     return Search(study, direction)
+
+
+def _join(*work):
+    "Work on a search from another process; a study itself does not travel."
+    _work(*work)
 
 # %% ../../nbs/train/06_tuning.ipynb #edd20dab
 def stage(

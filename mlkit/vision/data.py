@@ -9,7 +9,7 @@ __all__ = ['VisionError', 'Augment', 'mix', 'Decoded', 'OnDemand', 'make_targets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Literal
 import numpy as np
@@ -156,6 +156,12 @@ def _check_settings(**given):
         "fit": ("crop or stretch", ("crop", "stretch").__contains__),
         "broken": ("raise or skip", ("raise", "skip").__contains__),
         "batch_size": ("a whole number, 1 or more", whole),
+        "augment": ("Augment(...), another function of a batch of images, or None", lambda a: a is None or callable(a)),
+        "workers": ("a number of processes, 0 or more", lambda n: isinstance(n, Integral) and n >= 0),
+        "task": ("classification, multilabel or regression", (None, "classification", "multilabel", "regression").__contains__),
+        "grow": ("a share of the size, above 0 and up to 1", lambda g: isinstance(g, Real) and 0 < g <= 1),
+        "memory": ("a number of bytes", lambda m: isinstance(m, Real) and m >= 0),
+        "labels": ("a list of at least two classes", lambda names: names is None or not isinstance(names, str) and len(names) > 1 or given["task"] in ("multilabel", "regression")),
     }
     for name, (wanted, holds) in rules.items():
         if not holds(given[name]):
@@ -188,7 +194,7 @@ class ImageData(SidedData):
         frame = require(frame, image, label, where="the frame").lazy().collect()
         if not len(frame):
             raise VisionError("the frame has no rows.")
-        _check_settings(size=size, channels=channels, fit=fit, broken=broken, batch_size=batch_size)
+        _check_settings(size=size, channels=channels, fit=fit, broken=broken, batch_size=batch_size, augment=augment, workers=workers, task=task, grow=grow, memory=memory, labels=labels)
         self.image, self.label, self.split, self.base = image, label, split, Path(base) if base else None
         self.batch_size, self.augment, self.workers, self.grow = batch_size, augment, workers, grow
         self.task = task or find_task(frame[label])
@@ -211,6 +217,14 @@ class ImageData(SidedData):
             row, reason = next(iter(bad.items()))
             raise VisionError(f'{len(bad)} of {len(values)} images cannot be used, first in row {row}: {reason}. To leave them out: broken="skip".')
         return pixels, bad
+
+    def __repr__(self):
+        p, sides = self.prepare, self.frame[self.split].cast(pl.String).fill_null("no side").value_counts(sort=True).rows()
+        what = f"{len(self.labels)} labels ({', '.join(self.labels[:8])}{', …' if len(self.labels) > 8 else ''})" if self.labels else "values"
+        left = f"; {len(self.broken)} broken ones left out" if self.broken else ""
+        return f"ImageData: {len(self.frame):,} images of {p.height} x {p.width} x {p.channels}, {self.task} of {what}; {', '.join(f'{side} {n:,}' for side, n in sides)}{left}"
+
+    __str__ = __repr__  # Lightning's would tell the loaders only
 
     def rows(self, side: str) -> pl.DataFrame:
         "The rows of a side. Raises `VisionError` if there are none."
@@ -269,7 +283,10 @@ def _with_split(frame: pl.DataFrame, image: str, split: str, base) -> pl.DataFra
     "Add a split by content if there is none."
     if split in frame.columns:
         return frame
-    content = pl.Series("__content", [image_bytes(v, base) for v in as_images(frame[image])], dtype=pl.Binary)
+    try:
+        content = pl.Series("__content", [image_bytes(v, base) for v in as_images(frame[image])], dtype=pl.Binary)
+    except ImageError as error:
+        raise VisionError(f'{error}. To leave out what is broken: broken="skip".') from None
     return split_by(frame.with_columns(content), "__content", column=split).drop("__content")
 
 

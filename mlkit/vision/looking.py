@@ -7,6 +7,7 @@ __all__ = ['embed', 'nearest', 'grad_cam', 'show_attention']
 
 # %% ../../nbs/vision/03_looking.ipynb #57c0e0b3
 from collections.abc import Sequence
+from numbers import Integral
 import numpy as np
 import polars as pl
 import torch
@@ -35,6 +36,9 @@ def nearest(
     "Find the rows that are most alike, exactly, by cosine. Raises `VisionError` for shapes that do not fit."
     if index.ndim != 2 or queries.ndim != 2 or index.shape[1] != queries.shape[1]:
         raise VisionError(f"the index has features {index.shape}, the queries {queries.shape}: they are not from the same model.")
+    if not isinstance(k, Integral) or k < 1:
+        raise VisionError(f"k is a whole number, 1 or more, not {k!r}.")
+    index, queries = (np.asarray(a, np.float32) for a in (index, queries))
     k, parts = min(k, len(index)), []
     for start in range(0, len(queries), block):
         alike = torch.from_numpy(queries[start : start + block]) @ torch.from_numpy(index).T
@@ -47,11 +51,11 @@ def nearest(
 # %% ../../nbs/vision/03_looking.ipynb #fbfeb0c7
 def grad_cam(
     model,  # an image model
-    images: torch.Tensor,  # (rows, channels, height, width), bytes
+    images: torch.Tensor | np.ndarray,  # (rows, channels, height, width), bytes
     classes: Sequence[int] | None = None,  # the class to explain for each; by default the one that was answered
 ) -> tuple[np.ndarray, np.ndarray]:  # maps from 0 to 1, (rows, height, width), and the classes
     "Tell where in each image the evidence for a class lies. Raises `VisionError` for networks without feature maps."
-    backbone, network = model.network.backbone.eval(), model.network
+    backbone, network, images = model.network.backbone.eval(), model.network, _as_batch(model, images)
     with torch.enable_grad():
         features = backbone.forward_features(network.scale(images.to(model.device))).detach().requires_grad_(True)
         scores = backbone.forward_head(features)
@@ -63,6 +67,14 @@ def grad_cam(
     maps = torch.nn.functional.interpolate(maps, images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
     maps = maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-12)
     return maps.detach().cpu().numpy(), chosen.cpu().numpy()
+
+
+def _as_batch(model, images) -> torch.Tensor:
+    "Take images as a tensor. Raises `VisionError` for such as the model is not for."
+    images, channels = torch.as_tensor(images), model.prepare.channels
+    if images.ndim != 4 or images.shape[1] != channels or not len(images):
+        raise VisionError(f"images are (rows, {channels}, height, width), as in data.dataset('test').pixels[:8], not {tuple(images.shape)}.")
+    return images
 
 
 def _as_maps(features: torch.Tensor) -> torch.Tensor:
@@ -84,6 +96,7 @@ def show_attention(
     side: int = 96,
 ) -> Picture:
     "Paint what speaks for a class over each image, in red."
+    images = _as_batch(model, images)
     maps, chosen = grad_cam(model, images, classes)
     pixels = images.cpu().numpy().transpose(0, 2, 3, 1).astype(np.float32)
     pixels = np.repeat(pixels, 3, 3) if pixels.shape[3] == 1 else pixels

@@ -7,8 +7,10 @@ __all__ = ['ImageModel', 'Trained', 'ImageClassifier', 'ImageTagger', 'ValueNetw
 
 # %% ../../nbs/vision/02_models.ipynb #dcf97a0b
 import json
+import math
 import warnings
 from collections.abc import Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Literal
 import numpy as np
@@ -28,6 +30,30 @@ from .networks import Network, freeze, layer_groups, load_weights, make_backbone
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", ".*IProgress.*")
     from pytorch_lightning import LightningModule
+
+# %% ../../nbs/vision/02_models.ipynb #c31ab11e
+def _check_learning(**given):
+    "Refuse settings with which nothing can be learnt."
+    number = lambda low, high=math.inf: lambda v: isinstance(v, Real) and low <= v <= high
+    rules = {
+        "lr": ("a number above 0", lambda v: isinstance(v, Real) and 0 < v < math.inf),
+        "weight_decay": ("a number, 0 or more", number(0)),
+        "label_smoothing": ("from 0 to 1", number(0, 1)),
+        "seed": ("a whole number, 0 or more", lambda v: isinstance(v, Integral) and v >= 0),
+        "body_rate": ("a share, 0 or more", number(0)),
+        "layer_decay": ("a share, above 0 and up to 1", lambda v: isinstance(v, Real) and 0 < v <= 1),
+        "mixup": ("a number, 0 or more", number(0)),
+        "cutmix": ("a number, 0 or more", number(0)),
+        "schedule": ("one-cycle, cosine or constant", ("one-cycle", "cosine", "constant").__contains__),
+        "optimizer": ("adamw, sgd or muon", ("adamw", "sgd", "muon").__contains__),
+        "frozen": ("True or False", (True, False).__contains__),
+        "pretrained": ("True or False; weights= names a file", (True, False).__contains__),
+        "weights": ("a path or a name", lambda v: v is None or isinstance(v, (str, Path))),
+    }
+    for name, value in given.items():
+        wanted, holds = rules[name]
+        if not holds(value):
+            raise VisionError(f"{name} is {wanted}, not {value!r}.")
 
 # %% ../../nbs/vision/02_models.ipynb #1c8df183
 class ImageModel(LightningModule):
@@ -57,10 +83,13 @@ class ImageModel(LightningModule):
         **options,  # for timm.create_model
     ):
         super().__init__()
+        if not isinstance(arch, str) or not isinstance(data, (ImageData, _Saved)):
+            raise VisionError(f"{type(self).__name__}(arch, data) takes the name of a network and ImageData, not {type(arch).__name__} and {type(data).__name__}.")
         if data.task != self.task:
             raise VisionError(f"{type(self).__name__} is for {self.task}; the labels of the data make it {data.task}.")
         learning = {"lr": lr, "weight_decay": weight_decay, "label_smoothing": label_smoothing, "frozen": frozen, "body_rate": body_rate, "layer_decay": layer_decay}
         learning |= {"mixup": mixup, "cutmix": cutmix, "schedule": schedule, "optimizer": optimizer}
+        _check_learning(**learning, seed=seed, pretrained=pretrained, weights=weights)
         self.lr, self.learning = lr, learning
         self.prepare, self.labels = data.prepare, tuple(data.labels)
         self.config = {"task": self.task, "arch": arch, "labels": list(self.labels), "preprocess": self.prepare.to_dict(), "options": options}
@@ -96,6 +125,8 @@ class ImageModel(LightningModule):
             return balance(labels.explode() if self.task == "multilabel" else labels, self.labels)
         if len(given) != len(self.labels):
             raise VisionError(f"{len(given)} class_weights do not fit the {len(self.labels)} classes {', '.join(map(str, self.labels))}.")
+        if isinstance(given, dict) or not all(isinstance(w, Real) and 0 <= w < math.inf for w in given):
+            raise VisionError(f"class_weights are numbers, 0 or more, in the order of {', '.join(map(str, self.labels))}, not {given!r}.")
         return given
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -134,7 +134,9 @@ def make_backbone(arch: str, prepare: ImagePreprocess, outputs: int, pretrained:
             backbone.eval()(torch.zeros(1, prepare.channels, *size))
     except OSError as error:
         raise VisionError(f"the pretrained weights of {arch} cannot be had: {str(error).splitlines()[0]} Where there is no network, start from weights= a file, or {' or '.join(NAMED_WEIGHTS)}.") from None
-    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+    except TypeError as error:
+        raise VisionError(f"{arch} cannot be made with the options {', '.join(options)}: {error}. What is no setting of the model goes to timm's network.") from None
+    except (RuntimeError, AssertionError, ValueError) as error:
         raise VisionError(f"{arch} cannot be made for images of {size[0]} x {size[1]}: {error}. Try a larger size, or another arch.") from None
     return backbone.train()
 
