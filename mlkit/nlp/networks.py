@@ -127,7 +127,7 @@ def add_lora(encoder: torch.nn.Module, rank: int) -> torch.nn.Module:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return get_peft_model(encoder, LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.05, target_modules="all-linear"))
+        return get_peft_model(encoder, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
 
 # %% ../../nbs/nlp/02_networks.ipynb #935cbcf5
 def pool(encoder: torch.nn.Module, input_ids, attention_mask, windows=None) -> torch.Tensor:

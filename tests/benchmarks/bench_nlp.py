@@ -141,7 +141,7 @@ if __name__ == "__main__":
     parser.add_argument("part", choices=["quality", "glue", "speed"])
     parser.add_argument("--methods", default="words,full,lora")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--precision", default="32-true", help='"bf16-mixed" where the processor has bfloat16')
+    parser.add_argument("--precision", default="auto", help='"32-true" to compare with a processor that has no bfloat16')
     parser.add_argument("--sentences", type=int, default=1920)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--json")
