@@ -20,8 +20,8 @@ from ..bundle.format import Manifest, Tensor
 from ..bundle.predict import Bundle, package
 from ..bundle.tasks import TASKS
 from ..data.texts import TOKENIZER, TextPreprocess
-from ..core.errors import suggest
-from .data import LengthBatches, TextData, as_column, check_settings, load_tokens
+from ..core.errors import check_settings, suggest
+from .data import SETTINGS, LengthBatches, TextData, as_column, load_tokens
 from .networks import MarkingNetwork, TextNetwork, add_lora, check_fit, freeze, layer_groups, make_encoder, plain, to_onnx
 from .spans import NLPError, evaluate_spans
 from ..train.basics import class_weights
@@ -60,7 +60,7 @@ class TextModel(LightningModule):
     ):
         super().__init__()
         _check_data(data)
-        check_settings(lr=lr, weight_decay=weight_decay, layer_decay=layer_decay, warmup=warmup, dropout=dropout, label_smoothing=label_smoothing, seed=seed)
+        check_settings(NLPError, SETTINGS, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay, warmup=warmup, dropout=dropout, label_smoothing=label_smoothing, seed=seed)
         if schedule not in (known := get_args(signature(TextModel).parameters["schedule"].annotation)):
             raise NLPError(f'there is no schedule "{schedule}".{suggest(schedule, known)}')
         if data.task not in self.tasks:
@@ -227,7 +227,7 @@ def _of(task: str) -> type[TextModel]:
 def predict_texts(model: TextModel, texts: pl.Series | Sequence[str] | str, batch_size: int) -> pl.DataFrame:
     "Answer texts, in order. Raises `TextError`."
     texts = as_column(texts)
-    check_settings(batch_size=batch_size)
+    check_settings(NLPError, SETTINGS, batch_size=batch_size)
     if not len(texts):
         return predict_texts(model, [""], 1).clear()
     tokens, order, parts = load_tokens(texts, model.prepare), [], []

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 import polars as pl
 from ..core.display import duration, html_table, size
-from ..core.errors import suggest
+from ..core.errors import check_settings, suggest
 from .basics import TrainError, choose_precision, draw, quiet, use_threads, weights_digest  # noqa: F401
 from .history import History, Progress, keep_history, keep_mean, plot_history, plot_steps, resources
 from .resuming import check_place, keep_place
@@ -198,26 +198,23 @@ def _kept(folder: Path, model, history: list[dict], monitor: str) -> dict:
 
 # %% ../../nbs/train/00_fit.ipynb #d14596b0
 _WANTED = {  # what a setting must be, where it is given
-    "epochs": ("1 or more", lambda n: isinstance(n, Integral) and n >= 1),
-    "accumulate": ("1 or more", lambda n: isinstance(n, Integral) and n >= 1),
-    "seed": ("a whole number, 0 or more", lambda n: isinstance(n, Integral) and 0 <= n < 2**32),
-    "threads": ("a whole number of cores", lambda n: isinstance(n, Integral) and n >= 0),
-    "patience": ("a whole number of epochs, 0 or more", lambda n: isinstance(n, Integral) and n >= 0),
-    "average": ("between 0 and 1, such as 0.99", lambda n: isinstance(n, Real) and 0 < n < 1),
-    "clip": ("a number above 0", lambda n: isinstance(n, Real) and n > 0),
-    "save_every": ("a number of seconds", lambda n: isinstance(n, Real) and n >= 0),
-    "folder": ("a path", lambda p: isinstance(p, (str, os.PathLike))),
-    "monitor": ("the name of a metric that the model logs, such as validation_loss", lambda m: isinstance(m, str)),
+    "epochs": ("must be 1 or more", lambda n: isinstance(n, Integral) and n >= 1),
+    "accumulate": ("must be 1 or more", lambda n: isinstance(n, Integral) and n >= 1),
+    "seed": ("must be a whole number, 0 or more", lambda n: isinstance(n, Integral) and 0 <= n < 2**32),
+    "threads": ("must be a whole number of cores", lambda n: isinstance(n, Integral) and n >= 0),
+    "patience": ("must be a whole number of epochs, 0 or more", lambda n: isinstance(n, Integral) and n >= 0),
+    "average": ("must be between 0 and 1, such as 0.99", lambda n: isinstance(n, Real) and 0 < n < 1),
+    "clip": ("must be a number above 0", lambda n: isinstance(n, Real) and n > 0),
+    "save_every": ("must be a number of seconds", lambda n: isinstance(n, Real) and n >= 0),
+    "folder": ("must be a path", lambda p: isinstance(p, (str, os.PathLike))),
+    "monitor": ("must be the name of a metric that the model logs, such as validation_loss", lambda m: isinstance(m, str)),
 }
 _OPTIONAL = ("threads", "patience", "average", "clip", "folder", "monitor")
 
 
 def _check_settings(**given):
     "Raise `TrainError` for a setting that no training can have."
-    for name, value in given.items():
-        wanted, holds = _WANTED[name]
-        if not (value is None and name in _OPTIONAL) and not holds(value):
-            raise TrainError(f"{name} must be {wanted}, not {value!r}.")
+    check_settings(TrainError, _WANTED, **{name: value for name, value in given.items() if value is not None or name not in _OPTIONAL})
 
 
 def _check_parts(model, data, options: dict):

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 import torch
-from ..core.errors import MLKitError
+from ..core.errors import MLKitError, check_settings
 from ..data.images import ImageError, ImagePreprocess, as_images, image_bytes
 from ..data.labels import class_numbers, find_labels, find_task, label_matrix, target_values
 from ..data.splits import split as split_by
@@ -151,21 +151,19 @@ def _check_settings(**given):
     "Refuse settings of which no batches can be made."
     whole = lambda n: isinstance(n, Integral) and n >= 1
     rules = {
-        "size": ("a whole number, or a height and a width", lambda s: s is None or (len(s) == 2 and all(map(whole, s)) if isinstance(s, (tuple, list)) else whole(s))),
-        "channels": ("1 or 3", (None, 1, 3).__contains__),
-        "fit": ("crop or stretch", ("crop", "stretch").__contains__),
-        "broken": ("raise or skip", ("raise", "skip").__contains__),
-        "batch_size": ("a whole number, 1 or more", whole),
-        "augment": ("Augment(...), another function of a batch of images, or None", lambda a: a is None or callable(a)),
-        "workers": ("a number of processes, 0 or more", lambda n: isinstance(n, Integral) and n >= 0),
-        "task": ("classification, multilabel or regression", (None, "classification", "multilabel", "regression").__contains__),
-        "grow": ("a share of the size, above 0 and up to 1", lambda g: isinstance(g, Real) and 0 < g <= 1),
-        "memory": ("a number of bytes", lambda m: isinstance(m, Real) and m >= 0),
-        "labels": ("a list of at least two classes", lambda names: names is None or not isinstance(names, str) and len(names) > 1 or given["task"] in ("multilabel", "regression")),
+        "size": ("is a whole number, or a height and a width", lambda s: s is None or (len(s) == 2 and all(map(whole, s)) if isinstance(s, (tuple, list)) else whole(s))),
+        "channels": ("is 1 or 3", (None, 1, 3).__contains__),
+        "fit": ("is crop or stretch", ("crop", "stretch").__contains__),
+        "broken": ("is raise or skip", ("raise", "skip").__contains__),
+        "batch_size": ("is a whole number, 1 or more", whole),
+        "augment": ("is Augment(...), another function of a batch of images, or None", lambda a: a is None or callable(a)),
+        "workers": ("is a number of processes, 0 or more", lambda n: isinstance(n, Integral) and n >= 0),
+        "task": ("is classification, multilabel or regression", (None, "classification", "multilabel", "regression").__contains__),
+        "grow": ("is a share of the size, above 0 and up to 1", lambda g: isinstance(g, Real) and 0 < g <= 1),
+        "memory": ("is a number of bytes", lambda m: isinstance(m, Real) and m >= 0),
+        "labels": ("is a list of at least two classes", lambda names: names is None or not isinstance(names, str) and len(names) > 1 or given["task"] in ("multilabel", "regression")),
     }
-    for name, (wanted, holds) in rules.items():
-        if not holds(given[name]):
-            raise VisionError(f"{name} is {wanted}, not {given[name]!r}.")
+    check_settings(VisionError, rules, **given)
 
 
 class ImageData(SidedData):
