@@ -18,6 +18,7 @@ import polars as pl
 import torch
 from ..bundle.format import Manifest, Tensor
 from ..bundle.predict import Bundle, package
+from ..core.errors import check_settings
 from ..data.images import ImagePreprocess
 from ..train.basics import class_weights as balance
 from ..train.evaluation import Evaluation, evaluate
@@ -36,24 +37,22 @@ def _check_learning(**given):
     "Refuse settings with which nothing can be learnt."
     number = lambda low, high=math.inf: lambda v: isinstance(v, Real) and low <= v <= high
     rules = {
-        "lr": ("a number above 0", lambda v: isinstance(v, Real) and 0 < v < math.inf),
-        "weight_decay": ("a number, 0 or more", number(0)),
-        "label_smoothing": ("from 0 to 1", number(0, 1)),
-        "seed": ("a whole number, 0 or more", lambda v: isinstance(v, Integral) and v >= 0),
-        "body_rate": ("a share, 0 or more", number(0)),
-        "layer_decay": ("a share, above 0 and up to 1", lambda v: isinstance(v, Real) and 0 < v <= 1),
-        "mixup": ("a number, 0 or more", number(0)),
-        "cutmix": ("a number, 0 or more", number(0)),
-        "schedule": ("one-cycle, cosine or constant", ("one-cycle", "cosine", "constant").__contains__),
-        "optimizer": ("adamw, sgd or muon", ("adamw", "sgd", "muon").__contains__),
-        "frozen": ("True or False", (True, False).__contains__),
-        "pretrained": ("True or False; weights= names a file", (True, False).__contains__),
-        "weights": ("a path or a name", lambda v: v is None or isinstance(v, (str, Path))),
+        "lr": ("is a number above 0", lambda v: isinstance(v, Real) and 0 < v < math.inf),
+        "weight_decay": ("is a number, 0 or more", number(0)),
+        "label_smoothing": ("is from 0 to 1", number(0, 1)),
+        "seed": ("is a whole number, 0 or more", lambda v: isinstance(v, Integral) and v >= 0),
+        "body_rate": ("is a share, 0 or more", number(0)),
+        "layer_decay": ("is a share, above 0 and up to 1", lambda v: isinstance(v, Real) and 0 < v <= 1),
+        "mixup": ("is a number, 0 or more", number(0)),
+        "cutmix": ("is a number, 0 or more", number(0)),
+        "schedule": ("is one-cycle, cosine or constant", ("one-cycle", "cosine", "constant").__contains__),
+        "optimizer": ("is adamw, sgd or muon", ("adamw", "sgd", "muon").__contains__),
+        "weights": ("is a path or a name", lambda v: v is None or isinstance(v, (str, Path))),
     }
-    for name, value in given.items():
-        wanted, holds = rules[name]
-        if not holds(value):
-            raise VisionError(f"{name} is {wanted}, not {value!r}.")
+    check_settings(VisionError, rules, **{name: value for name, value in given.items() if name in rules})
+    for name, mend in (("frozen", ""), ("pretrained", "; weights= names a file")):
+        if not isinstance(given[name], bool):
+            raise VisionError(f"{name} is True or False{mend}, not {given[name]!r}.")
 
 # %% ../../nbs/vision/02_models.ipynb #1c8df183
 class ImageModel(LightningModule):

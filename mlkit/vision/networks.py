@@ -210,12 +210,12 @@ def layer_groups(
     layer_decay: float = 1.0,  # each layer's as a share of the one above
 ) -> list[dict]:
     "Sort what learns into groups with a learning rate and a weight decay each."
+    head = {id(p) for p in head_of(backbone)}
     if layer_decay != 1.0:
         from timm.optim import param_groups_layer_decay
 
         groups = param_groups_layer_decay(backbone, weight_decay, layer_decay=layer_decay)
-        return [{"params": g["params"], "weight_decay": g["weight_decay"], "lr": lr * g["lr_scale"]} for g in groups]
-    head = {id(p) for p in head_of(backbone)}
+        return [{"params": g["params"], "weight_decay": g["weight_decay"], "lr": lr * g["lr_scale"] * (body_rate if head.isdisjoint(map(id, g["params"])) else 1)} for g in groups]
     named = list(backbone.named_parameters())
     body = decay_groups([(n, p) for n, p in named if id(p) not in head], weight_decay, lr=lr * body_rate)
     return body + decay_groups([(n, p) for n, p in named if id(p) in head], weight_decay, lr=lr)
