@@ -50,7 +50,7 @@ def _check_learning(**given):
         "weights": ("is a path or a name", lambda v: v is None or isinstance(v, (str, Path))),
     }
     check_settings(VisionError, rules, **{name: value for name, value in given.items() if name in rules})
-    for name, mend in (("frozen", ""), ("pretrained", "; weights= names a file")):
+    for name, mend in (("frozen", ""), ("frozen_norms", ""), ("pretrained", "; weights= names a file")):
         if not isinstance(given[name], bool):
             raise VisionError(f"{name} is True or False{mend}, not {given[name]!r}.")
 
@@ -72,6 +72,7 @@ class ImageModel(LightningModule):
         *,
         weights=None,  # start from a file, or from a name of NAMED_WEIGHTS
         frozen: bool = False,  # let only the head learn
+        frozen_norms: bool = False,  # batch norms keep the statistics that they came with, since a few images make bad ones
         body_rate: float = 1.0,  # the body's learning rate as a share of the head's
         layer_decay: float = 1.0,  # each layer's learning rate as a share of the one above
         mixup: float = 0.0,  # strength of blending images: 0.2 is mild
@@ -86,7 +87,7 @@ class ImageModel(LightningModule):
             raise VisionError(f"{type(self).__name__}(arch, data) takes the name of a network and ImageData, not {type(arch).__name__} and {type(data).__name__}.")
         if data.task != self.task:
             raise VisionError(f"{type(self).__name__} is for {self.task}; the labels of the data make it {data.task}.")
-        learning = {"lr": lr, "weight_decay": weight_decay, "label_smoothing": label_smoothing, "frozen": frozen, "body_rate": body_rate, "layer_decay": layer_decay}
+        learning = {"lr": lr, "weight_decay": weight_decay, "label_smoothing": label_smoothing, "frozen": frozen, "frozen_norms": frozen_norms, "body_rate": body_rate, "layer_decay": layer_decay}
         learning |= {"mixup": mixup, "cutmix": cutmix, "schedule": schedule, "optimizer": optimizer}
         _check_learning(**learning, seed=seed, pretrained=pretrained, weights=weights)
         self.lr, self.learning = lr, learning
@@ -133,10 +134,13 @@ class ImageModel(LightningModule):
         return self.network(images.contiguous(memory_format=torch.channels_last)).float()  # losses want full precision
 
     def train(self, mode: bool = True):
-        "Switch to training; a frozen body's batch norms keep their statistics."
+        "Switch to training; a frozen body's batch norms keep their statistics, and others where that is asked for."
         super().train(mode)
         if mode and self.learning["frozen"]:
             self.network.backbone.eval()
+        for module in self.modules() if mode and self.learning["frozen_norms"] else ():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.eval()
         return self
 
     def training_step(self, batch, index):

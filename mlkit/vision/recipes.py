@@ -62,7 +62,7 @@ RECIPES = {
         "photos, when there is time: a pretrained network whose first layers learn slowest",
         "tf_efficientnet_lite0",
         data={"size": 160, "batch_size": 32, "augment": Augment(rotate=5, zoom=0.1, shift=0.05, flip=True, erase=0.2)},
-        model={"weights": "efficientnet-lite0", "layer_decay": 0.8, "lr": 2e-3, "schedule": "cosine"},
+        model={"weights": "efficientnet-lite0", "frozen_norms": True, "layer_decay": 0.8, "lr": 2e-3, "schedule": "cosine"},
         fit={"epochs": 8, "average": 0.99, "clip": 1.0},
     ),
 }
