@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 root = Path(__file__).parent.parent
 
@@ -19,7 +20,8 @@ def built(tmp_path_factory) -> Path:
     "The folder with the wheel and the sdist, the wheel made from the sdist."
     target = tmp_path_factory.mktemp("dist")
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    subprocess.run([sys.executable, "-m", "build", "--outdir", str(target), str(root)], check=True, capture_output=True, env=environment)
+    with FileLock(tmp_path_factory.getbasetemp().parent / "build.lock"):  # setuptools works in the checkout, and another worker of pytest-xdist may do the same
+        subprocess.run([sys.executable, "-m", "build", "--outdir", str(target), str(root)], check=True, capture_output=True, env=environment)
     return target
 
 
