@@ -6,6 +6,7 @@ of their own over the present one, so that all use one torch; name it with MLKIT
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,7 @@ def values():
     random = np.random.default_rng(0)
     return (np.sin(np.arange(points) / 24 * 2 * np.pi) + random.normal(size=(series, points)) * 0.3).astype(np.float32)
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-def say(train, few=40, many=240):
+def say(train, few=40, many=640):
     "Time two trainings of different length, so that what comes before the first step does not count."
     imported = peak()
     train(few)
@@ -130,18 +131,19 @@ def measured(python, code: str) -> dict:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def row(name: str, found: dict, bare: float | None) -> dict:
+def row(name: str, found: dict, bare: float) -> dict:
     return {
-        "what": name, "windows/s": round(found["windows"]), "of the bare loop": found["windows"] / (bare or found["windows"]),
+        "what": name, "windows/s": round(found["windows"]), "of the bare loop": found["windows"] / bare,
         "peak MB": round(found["peak"]), "of that after imports": round(found["peak"] - found["imported"]),
     }  # fmt: skip
 
 
 if __name__ == "__main__":
-    bare = measured(sys.executable, SAME)
-    rows, notes = [row("bare torch loop, the same model and loss", bare, None)], []
-    for name, code in (("bare torch loop, without scaling and units", SIMPLEST), ("ours, windows in a plain loop", LOOP), ("ours, mlkit.train.fit", FIT)):
-        rows.append(row(name, measured(sys.executable, code), bare["windows"]))
+    ways = {"bare torch loop, the same model and loss": SAME, "bare torch loop, without scaling and units": SIMPLEST, "ours, windows in a plain loop": LOOP, "ours, mlkit.train.fit": FIT}
+    rounds = [{name: measured(sys.executable, code) for name, code in ways.items()} for _ in range(3)]
+    middle = {name: {what: statistics.median(found[name][what] for found in rounds) for what in rounds[0][name]} for name in ways}
+    bare = middle["bare torch loop, the same model and loss"]
+    rows, notes = [row(name, found, bare["windows"]) for name, found in middle.items()], ["the loops and ours: medians of three rounds"]
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(os.environ.get("MLKIT_PEERS", temporary))
         for name, (package, code) in PEERS.items():
