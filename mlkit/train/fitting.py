@@ -133,18 +133,7 @@ def _trainer(folder: Path, epochs: int, logger, callbacks: list, options: dict):
     ours |= {"enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": folder, "logger": logger}
     return Trainer(max_epochs=epochs, callbacks=callbacks, **{**ours, **options})
 
-# %% ../../nbs/train/00_fit.ipynb #182ebdc5
-@contextmanager
-def _followed(data, keeper, trainer):
-    "Let a place keeper follow the training loader of a data module."
-    make = data.train_dataloader
-    data.train_dataloader = lambda: keeper.follow(make(), trainer)
-    try:
-        yield
-    finally:
-        del data.train_dataloader
-
-
+# %% ../../nbs/train/00_fit.ipynb #6d1f70a2
 @contextmanager
 def _unspoken(model):
     "Keep secrets among a module's hyperparameters out of its checkpoints, where Lightning writes all of them."
@@ -161,6 +150,17 @@ def _unspoken(model):
         yield
     finally:
         del model.on_save_checkpoint
+
+# %% ../../nbs/train/00_fit.ipynb #182ebdc5
+@contextmanager
+def _followed(data, keeper, trainer):
+    "Let a place keeper follow the training loader of a data module."
+    make = data.train_dataloader
+    data.train_dataloader = lambda: keeper.follow(make(), trainer)
+    try:
+        yield
+    finally:
+        del data.train_dataloader
 
 
 def _run(trainer, model, data, keeper, path: Path | None, monitor: str):
@@ -196,7 +196,7 @@ def _kept(folder: Path, model, history: list[dict], monitor: str) -> dict:
     model.load_state_dict(checkpoint["state_dict"])
     return next(row for row in history if row["epoch"] == checkpoint["epoch"] + 1)
 
-# %% ../../nbs/train/00_fit.ipynb #d14596b0
+# %% ../../nbs/train/00_fit.ipynb #6d1f70a4
 _WANTED = {  # what a setting must be, where it is given
     "epochs": ("must be 1 or more", lambda n: isinstance(n, Integral) and n >= 1),
     "accumulate": ("must be 1 or more", lambda n: isinstance(n, Integral) and n >= 1),
@@ -228,7 +228,7 @@ def _check_parts(model, data, options: dict):
     if strange := sorted(set(options) - known):
         raise TrainError(f'neither fit nor Lightning\'s Trainer has a setting "{strange[0]}" to be given here.{suggest(strange[0], [*inspect.signature(fit).parameters, *known])}')
 
-
+# %% ../../nbs/train/00_fit.ipynb #d14596b0
 def fit(
     model,  # a LightningModule that logs train_loss (with `log_loss`, or Lightning's log) and validation_loss
     data,  # a LightningDataModule

@@ -127,7 +127,7 @@ class Search:
         shown = self._ranked().head(10).with_columns(pl.col("seconds").round(3))
         return f"<p><b>{escape(repr(self))}</b></p>{html_table(shown.rows(), header=shown.columns)}"
 
-
+# %% ../../nbs/train/06_tuning.ipynb #6d1f70a6
 def _row(trial) -> dict:
     return {"trial": trial.number, "state": trial.state.name.lower(), "value": trial.value, "seconds": trial.duration.total_seconds() if trial.duration else None, **trial.params}
 
@@ -298,7 +298,7 @@ def _work(function: Callable, space: dict, storage, name: str, direction: str, s
         _try(function, space, study, trial, direction)
     return study
 
-# %% ../../nbs/train/06_tuning.ipynb #7d3a1b08
+# %% ../../nbs/train/06_tuning.ipynb #6d1f70a8
 class _Dry:
     "Stands in for a trial while ranges are checked."
 
@@ -342,7 +342,7 @@ def _check_names(function, space: dict):
     except TypeError as error:
         raise TrainError(f"the function cannot be called with {', '.join(space)}: {error}.") from None
 
-
+# %% ../../nbs/train/06_tuning.ipynb #7d3a1b08
 def tune(
     function: Callable,  # called with a value for each range; returns a number or a `Fit`
     space: dict,  # name -> [choices], (low, high) or (low, high, "log")
