@@ -231,25 +231,28 @@ class Network(nn.Module):
             self.register_buffer("levels", torch.zeros(series))
             self.register_buffer("deviations", torch.ones(series))
 
-    def normal(self, filled: torch.Tensor, series=None) -> tuple[torch.Tensor, torch.Tensor]:
-        "Centre and scale of each window, (batch, 1) each."
+    def normal(self, filled: torch.Tensor, series=None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        "Windows in units of their own, (batch, context), with the centre and scale of each, (batch, 1)."
         if self.scale == "none":
-            return torch.zeros_like(filled[:, :1]), torch.ones_like(filled[:, :1])
+            return filled, torch.zeros_like(filled[:, :1]), torch.ones_like(filled[:, :1])
         if self.scale == "series":
-            return self.levels[series][:, None], self.deviations[series][:, None]
+            centre, scale = self.levels[series][:, None], self.deviations[series][:, None]
+            return (filled - centre) / scale, centre, scale
         recent = {"mean": filled, "last": filled[:, -1:], "season": filled[:, -self.season :]}[self.centre]
         centre = recent.mean(1, keepdim=True)
-        deviation = torch.linalg.vector_norm(filled - filled.mean(1, keepdim=True), dim=1, keepdim=True) / self.context**0.5
-        return centre, torch.maximum(deviation, 1e-3 * centre.abs() + 1e-6)
+        x = filled - centre
+        # mean square less square of mean: exact enough once the centre is gone, and a copy of the windows less
+        variance = torch.linalg.vector_norm(x, dim=1, keepdim=True).square() / self.context - x.mean(1, keepdim=True).square()
+        scale = torch.maximum(variance.clamp(min=0).sqrt(), 1e-3 * centre.abs() + 1e-6)
+        return x / scale, centre, scale
 
     def forward(self, history: torch.Tensor, series=None, known=None, past=None, static=None) -> torch.Tensor:
         filled = fill(history, self.season) if torch.compiler.is_exporting() or has_gaps(history) else history
-        centre, scale = self.normal(filled, series)
-        x = (filled - centre) / scale
+        x, centre, scale = self.normal(filled, series)
         answer = self.core(x, (centre.abs() / scale).log1p())
         if self.beside is not None:
             answer = answer + self.beside(x, known, past, static)
-        answer = answer * scale[:, :, None] + centre[:, :, None]
+        answer = torch.addcmul(centre[:, :, None], answer, scale[:, :, None])
         return answer.sort(2).values if answer.shape[2] > 1 else answer
 
 # %% ../../nbs/timeseries/03_networks.ipynb #ecaaaff4
