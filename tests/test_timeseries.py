@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tracemalloc
 import warnings
 from datetime import datetime, timedelta
 
@@ -111,6 +112,20 @@ def test_a_mapped_panel_trains_without_being_read_into_memory(tmp_path):
     inside = SeriesData(hourly(), series="id", known=["warm"], statics=["kind"], horizon=12, context=48, validation=96, test=96)
     models = [fit(Forecaster("linear", d), d, epochs=1, **QUIET).model for d in (own, inside)]
     assert weights_digest(models[0].network) == weights_digest(models[1].network)
+
+
+def test_a_mapped_series_is_measured_piece_by_piece(tmp_path):
+    values = np.random.default_rng(0).normal(5, 2, 12_000_000).astype(np.float32)
+    values[3_000_000:3_000_500] = values[-40:] = np.nan
+    values.tofile(tmp_path / "values")
+    panel = Panel(("one",), np.array([0, len(values)]), np.zeros(1, np.int64), Grid(1, "n"), {"value": np.memmap(tmp_path / "values", np.float32, "r")}, "value")
+    tracemalloc.start()
+    own = SeriesData(panel, horizon=24, context=96, season=24)
+    units, peak = own.units, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    seen = values[: own.borders["train"][1][0]].astype(np.float64)
+    assert own.borders["future"][0] == len(values) - 40 and peak < values.nbytes
+    assert np.allclose(units["deviation"], np.nanstd(seen)) and np.allclose(units["seasonal_error"], np.nanmean(np.abs(seen[24:] - seen[:-24])))
 
 
 def test_every_family_learns_and_a_bundle_of_all_of_them_answers_alike(tmp_path):

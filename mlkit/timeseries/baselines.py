@@ -74,7 +74,7 @@ def compare(data: SeriesData, side: str = "test", **models):
 
 # %% ../../nbs/timeseries/01_baselines.ipynb #9bf6feff
 class Statistical:
-    "AutoETS or AutoTheta of statsforecast in the shape of a model; each window is fitted anew, so use it on few windows."
+    "AutoETS or AutoTheta of statsforecast in the shape of a model; each window is fitted anew, so use it on few windows. Of less than seven points neither makes a model: such windows get the naive forecast."
 
     def __init__(self, kind: str, spec: Frame, levels: Sequence[float] = (0.05, 0.5, 0.95)):
         if kind not in ("AutoETS", "AutoTheta"):
@@ -86,7 +86,7 @@ class Statistical:
         except ImportError:
             raise SeriesError(f'{kind} is made by statsforecast, which is not installed: pip install "mlkit[statistics]"') from None
         self.spec, self.levels, self.kind = spec, tuple(levels), kind
-        self._model = getattr(models, kind)(season_length=spec.season)
+        self._model, self._naive = getattr(models, kind)(season_length=spec.season), models.Naive()
 
     def forecast(self, batch) -> np.ndarray:
         "Forecast a batch of windows: (windows, horizon, levels)."
@@ -96,10 +96,11 @@ class Statistical:
         seen = np.isfinite(history)
         if not seen.any():
             return np.full((self.spec.horizon, len(self.levels)), np.nan)
+        history, seen = history[seen.argmax() :], seen[seen.argmax() :]
         places = np.arange(len(history))
         filled = np.interp(places, places[seen], history[seen]).astype(np.float64)
         widths = sorted({round(100 * abs(2 * v - 1), 6) for v in self.levels if v != 0.5})
-        found = self._model.forecast(y=filled, h=self.spec.horizon, level=widths or None)
+        found = (self._model if len(filled) >= 7 else self._naive).forecast(y=filled, h=self.spec.horizon, level=widths or None)
         name = lambda v: "mean" if v == 0.5 else f"{'lo' if v < 0.5 else 'hi'}-{round(100 * abs(2 * v - 1), 6):g}"
         by_name = {k if k == "mean" else f"{k.rsplit('-', 1)[0]}-{float(k.rsplit('-', 1)[1]):g}": v for k, v in found.items()}
         return np.stack([by_name[name(v)] for v in self.levels], 1)

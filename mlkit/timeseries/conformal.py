@@ -26,10 +26,10 @@ def conformal_quantile(
 
 # %% ../../nbs/timeseries/05_conformal.ipynb #14cb1ae7
 def check_levels(levels: Sequence[float]):
-    "Raise `SeriesError` unless levels rise and lie strictly between 0 and 1."
+    "Raise `SeriesError` unless levels rise, lie strictly between 0 and 1, and hold 0.5, which is the point forecast."
     found = np.asarray(levels)
-    if found.ndim != 1 or not len(found) or found.dtype.kind not in "fi" or not 0 < found[0] <= found[-1] < 1 or (np.diff(found) <= 0).any():
-        raise SeriesError(f"levels must rise and lie strictly between 0 and 1, such as (0.1, 0.5, 0.9), not {levels!r}.")
+    if found.ndim != 1 or not len(found) or found.dtype.kind not in "fi" or not 0 < found[0] <= found[-1] < 1 or (np.diff(found) <= 0).any() or 0.5 not in found:
+        raise SeriesError(f"levels must rise, lie strictly between 0 and 1, and hold 0.5, the point forecast, such as (0.1, 0.5, 0.9), not {levels!r}.")
 
 
 def conformal_offsets(

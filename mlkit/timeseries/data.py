@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 import torch
 from ..core.errors import suggest
-from ..data.series import Panel, SeriesError, calendar, cycles_of, make_panel, positions, times_at
+from ..data.series import PIECE, Panel, SeriesError, calendar, cycles_of, make_panel, positions, times_at
 from ..train.sides import SIDES, SidedData
 
 # %% ../../nbs/timeseries/00_data.ipynb #2606f238
@@ -202,12 +202,27 @@ def seasonal_errors(
     season: int,
 ) -> np.ndarray:
     "Mean absolute difference between points a season apart: what MASE divides by. NaN for series that are too short or constant."
-    errors = np.full(len(panel.ids), np.nan)
-    for i, (low, high) in enumerate(zip(panel.offsets, until)):
-        values = panel.values[panel.target][low:high].astype(np.float64)
-        found = _finite(np.abs(values[season:] - values[:-season]))
-        errors[i] = found.mean() if len(found) and found.any() else np.nan
-    return errors
+    return np.array([_seasonal_error(panel.values[panel.target][low:high], season) for low, high in zip(panel.offsets, until)])
+
+
+def _seasonal_error(values: np.ndarray, season: int) -> float:
+    total, count = 0.0, 0
+    for start in range(season, len(values), PIECE):
+        now = values[start : start + PIECE].astype(np.float64)
+        found = _finite(np.abs(now - values[start - season : start - season + len(now)]))
+        total, count = total + found.sum(), count + len(found)
+    return total / count if total else np.nan
+
+
+def _deviation(values: np.ndarray) -> float:
+    "Standard deviation of what was seen, joined from those of pieces (Chan, Golub and LeVeque 1983); NaN if nothing was seen."
+    count, mean, squares = 0, 0.0, 0.0
+    for start in range(0, len(values), PIECE):
+        if n := len(seen := _finite(values[start : start + PIECE]).astype(np.float64)):
+            away = seen.mean() - mean
+            squares += np.square(seen - seen.mean()).sum() + away**2 * count * n / (count + n)
+            count, mean = count + n, mean + away * n / (count + n)
+    return np.sqrt(squares / count) if count else np.nan
 
 # %% ../../nbs/timeseries/00_data.ipynb #319db398
 class SeriesData(SidedData):
@@ -286,8 +301,7 @@ class SeriesData(SidedData):
         "For each series, the deviation and the mean seasonal difference of its training part: float32, what errors are measured in."
         begin, end = self.borders["train"]
         values = self.panel.values[self.panel.target]
-        seen = [_finite(values[a:b]).astype(np.float64) for a, b in zip(begin, end)]
-        deviations = np.array([v.std() if len(v) else np.nan for v in seen])
+        deviations = np.array([_deviation(values[a:b]) for a, b in zip(begin, end)])
         found = {"deviation": deviations, "seasonal_error": seasonal_errors(self.panel, end, self.spec.season)}
         return {name: np.where(unit > 0, unit, np.nanmean(unit[unit > 0]) if (unit > 0).any() else 1.0).astype(np.float32) for name, unit in found.items()}
 
