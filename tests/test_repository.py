@@ -118,6 +118,13 @@ def test_plain_mlkit_needs_nothing_that_only_an_extra_brings():
     import_without(others, modules_of(torch_free))
 
 
+@pytest.mark.parametrize("room", sorted(p.parent.name for p in root.glob("mlkit/*/__init__.py") if "front_door" in p.read_text()))
+def test_a_star_brings_all_that_a_room_shows(room):
+    names = {}
+    exec(f"from mlkit.{room} import *", names)
+    assert len(names) > 5 and names.keys() - {"__builtins__"} == set(dir(sys.modules[f"mlkit.{room}"]))
+
+
 def test_the_front_door_leads_to_every_room():
     assert {p.parent.name for p in (root / "mlkit").glob("*/__init__.py")} - {"cli"} <= set(dir(mlkit))
 

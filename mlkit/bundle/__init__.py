@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mlkit.bundle.signing import make_keys, sign, verify  # noqa: F401
 
 # %% ../../nbs/bundle/index.ipynb #4af6f9a4
-__getattr__, __dir__ = front_door(
+__getattr__, __dir__, __all__ = front_door(
     __name__,
     {
         "elsewhere": ("from_keras", "from_onnx"),

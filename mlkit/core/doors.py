@@ -12,7 +12,7 @@ from importlib import import_module
 def front_door(
     package: str,  # the package's name
     rooms: dict[str, tuple[str, ...]],  # the names that each of its modules brings
-) -> tuple:  # the package's `__getattr__` and `__dir__`
+) -> tuple:  # the package's `__getattr__`, `__dir__` and `__all__`
     "Make the functions that hand out the names of a package's modules."
     modules = {name: module for module, names in rooms.items() for name in names}
 
@@ -21,4 +21,4 @@ def front_door(
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(f"{package}.{modules[name]}"), name)
 
-    return __getattr__, lambda: sorted(modules)
+    return __getattr__, lambda: sorted(modules), sorted(modules)

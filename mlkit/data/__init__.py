@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mlkit.data.tables import TableError, read_table, require, scan  # noqa: F401
 
 # %% ../../nbs/data/index.ipynb #3a04bb96
-__getattr__, __dir__ = front_door(__name__, {
+__getattr__, __dir__, __all__ = front_door(__name__, {
     "contracts": ("Checked", "ContractError", "check"),
     "images": ("ImageError", "ImagePreprocess", "decode", "encode_png", "gallery", "image_bytes", "image_table"),
     "leaks": ("LeakError", "drop_leaks", "find_leaks"),

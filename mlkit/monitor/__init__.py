@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlkit.monitor.windows import Cusum, Panes, Window, level_scores, panes, slide, timeline, watch_level  # noqa: F401
 
 # %% ../../nbs/monitor/index.ipynb #91289321
-__getattr__, __dir__ = front_door(__name__, {
+__getattr__, __dir__, __all__ = front_door(__name__, {
     "adaptive": ("Adwin", "find_changes"),
     "drift": ("Drift", "Limits", "compare", "find_slices"),
     "health": ("HealthLimits", "freshness", "judge_health", "lateness", "made_at", "newest", "read_metrics"),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mlkit.nlp.spans import NLPError, SpanEvaluation, evaluate_spans, from_words  # noqa: F401
 
 # %% ../../nbs/nlp/index.ipynb #710acc92
-__getattr__, __dir__ = front_door(__name__, {
+__getattr__, __dir__, __all__ = front_door(__name__, {
     "checkpoints": ("from_huggingface",),
     "data": ("LengthBatches", "TextData", "locate_model"),
     "embeddings": ("Embedder", "SemanticIndex", "build_index"),

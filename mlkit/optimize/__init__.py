@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mlkit.optimize.searching import RECIPES, Budget, Retrain, Search, search  # noqa: F401
 
 # %% ../../nbs/optimize/index.ipynb #4f0b765c
-__getattr__, __dir__ = front_door(__name__, {
+__getattr__, __dir__, __all__ = front_door(__name__, {
     "awareness": ("fit_for_int8",),
     "candidates": ("Candidate", "OptimizeError", "write_variant"),
     "distillation": ("distill",),

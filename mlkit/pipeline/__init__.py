@@ -15,6 +15,6 @@ if TYPE_CHECKING:
     from mlkit.pipeline.runner import run
 
 __all__ = ["Input", "Output", "Secret", "Source", "Sweep", "load_pipeline", "record", "run"]
-__getattr__, __dir__ = front_door(
+__getattr__, __dir__, __all__ = front_door(
     __name__, {"contract": ("Input", "Output", "Secret", "Source", "record"), "graph": ("Sweep", "load_pipeline"), "runner": ("run",)}
 )

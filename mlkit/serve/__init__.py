@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mlkit.serve.settings import Settings  # noqa: F401
 
 # %% ../../nbs/serve/index.ipynb #83886f72
-__getattr__, __dir__ = front_door(
+__getattr__, __dir__, __all__ = front_door(
     __name__,
     {
         "agreement": ("agree",), "app": ("App", "make_app"), "batcher": ("Batcher", "Pace"), "image": ("DeployError",), "load": ("LoadCurve", "bench", "serving"),

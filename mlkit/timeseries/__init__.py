@@ -42,5 +42,8 @@ def __getattr__(name: str):
     return (_series if name in _series[1]() else _own)[0](name)
 
 
+__all__ = sorted([*_series[2], *_own[2]])
+
+
 def __dir__():
-    return sorted([*_series[1](), *_own[1]()])
+    return __all__

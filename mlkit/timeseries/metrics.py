@@ -58,7 +58,7 @@ def pinball(
 
 
 def crps(actual: np.ndarray, quantiles: np.ndarray, levels) -> np.ndarray:
-    "Continuous ranked probability score of each window, from quantiles at any levels: twice the pinball loss, integrated over the level."
+    "Continuous ranked probability score of each window, from quantiles at any levels: twice the pinball loss, integrated over the level. Few levels see little: of a right normal forecast (0.05, 0.5, 0.95) make it 16 % too small, the seven of `LEVELS` 1.5 %."
     levels = np.asarray(levels, float)
     edges = np.concatenate([[0], (levels[1:] + levels[:-1]) / 2, [1]])
     return 2 * (pinball(actual, quantiles, levels) * np.diff(edges)).sum(-1)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mlkit.train.tuning import Search, stage, tune  # noqa: F401
 
 # %% ../../nbs/train/index.ipynb #13e9eca9
-__getattr__, __dir__ = front_door(__name__, {
+__getattr__, __dir__, __all__ = front_door(__name__, {
     "basics": ("TrainError", "choose_precision", "class_weights", "draw", "use_threads", "weights_digest"),
     "browsing": ("browse",),
     "calibration": ("Calibration", "calibration", "fit_temperature", "scale"),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mlkit.vision.recipes import RECIPES, Recipe  # noqa: F401
 
 # %% ../../nbs/vision/index.ipynb #64da3e21
-__getattr__, __dir__ = front_door(__name__, {
+__getattr__, __dir__, __all__ = front_door(__name__, {
     "checkpoints": ("from_timm",),
     "data": ("Augment", "ImageData", "VisionError", "mix"),
     "looking": ("embed", "grad_cam", "nearest", "show_attention"),
