@@ -3381,6 +3381,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'mlkit.train.fitting._check_logged': ('train/fit.html#_check_logged', 'mlkit/train/fitting.py'),
                                      'mlkit.train.fitting._check_parts': ('train/fit.html#_check_parts', 'mlkit/train/fitting.py'),
                                      'mlkit.train.fitting._check_settings': ('train/fit.html#_check_settings', 'mlkit/train/fitting.py'),
+                                     'mlkit.train.fitting._first_line': ('train/fit.html#_first_line', 'mlkit/train/fitting.py'),
                                      'mlkit.train.fitting._fit': ('train/fit.html#_fit', 'mlkit/train/fitting.py'),
                                      'mlkit.train.fitting._followed': ('train/fit.html#_followed', 'mlkit/train/fitting.py'),
                                      'mlkit.train.fitting._kept': ('train/fit.html#_kept', 'mlkit/train/fitting.py'),

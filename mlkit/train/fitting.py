@@ -126,12 +126,25 @@ def _callbacks(folder: Path, monitor: str, mode: str, patience: int | None, aver
 
 
 def _trainer(folder: Path, epochs: int, logger, callbacks: list, options: dict):
-    "Make Lightning's trainer; `options` win over ours."
+    "Make Lightning's trainer; `options` win over ours. Raises `TrainError` for what Lightning refuses, and for more processes than cores, for which it would wait forever."
+    import torch
     from pytorch_lightning import Trainer
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     ours = {"accelerator": "auto", "devices": 1, "deterministic": "warn", "num_sanity_val_steps": 0, "log_every_n_steps": 10}
     ours |= {"enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": folder, "logger": logger}
-    return Trainer(max_epochs=epochs, callbacks=callbacks, **{**ours, **options})
+    options = {**ours, **options}
+    on_cpu = options["accelerator"] == "cpu" or not torch.accelerator.is_available()
+    if on_cpu and isinstance(options["devices"], Integral) and options["devices"] > (cores := os.cpu_count() or 1):
+        raise TrainError(f"devices={options['devices']} would be so many processes on {cores} cores: take 1, or as many as there are cores.")
+    try:
+        return Trainer(max_epochs=epochs, callbacks=callbacks, **options)
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise TrainError(f"Lightning's Trainer refuses its settings: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:300]
 
 # %% ../../nbs/train/00_fit.ipynb #6d1f70a2
 @contextmanager
@@ -164,7 +177,7 @@ def _followed(data, keeper, trainer):
 
 
 def _run(trainer, model, data, keeper, path: Path | None, monitor: str):
-    "Let Lightning train, from a checkpoint if there is one; Ctrl-C stays Ctrl-C (Lightning makes an exit of it). Raises `TrainError` if what is monitored was never logged."
+    "Let Lightning train, from a checkpoint if there is one; Ctrl-C stays Ctrl-C (Lightning makes an exit of it). Raises `TrainError` if what is monitored was never logged, and for what Lightning refuses."
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     try:
@@ -174,8 +187,10 @@ def _run(trainer, model, data, keeper, path: Path | None, monitor: str):
         if trainer.interrupted:
             raise KeyboardInterrupt("the training was interrupted") from None
         raise
-    except (MisconfigurationException, RuntimeError):  # of the callbacks that wait for it
+    except (MisconfigurationException, RuntimeError) as error:  # of the callbacks that wait for it
         _check_logged(monitor, trainer.callback_metrics)
+        if isinstance(error, MisconfigurationException):
+            raise TrainError(f"Lightning refuses the training: {_first_line(error)}") from None
         raise
 
 
@@ -189,7 +204,9 @@ def _kept(folder: Path, model, history: list[dict], monitor: str) -> dict:
     "Put the best weights back into the model; returns the row of their epoch. Raises `TrainError` if there are none, `Diverged` if no epoch had a finite number."
     import torch
 
-    _check_logged(monitor, history[-1] if history else {})
+    if not history:
+        raise TrainError("no epoch was finished, so there is nothing to keep: let max_steps, max_time and fast_dev_run leave room for one.")
+    _check_logged(monitor, history[-1])
     if not any(math.isfinite(row.get(monitor, math.nan)) for row in history) or not (folder / "best.ckpt").is_file():
         raise Diverged(f"{monitor} was never a finite number: try a smaller learning rate, and look for NaN in the data.")
     checkpoint = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
@@ -201,15 +218,16 @@ _WANTED = {  # what a setting must be, where it is given
     "epochs": ("must be 1 or more", lambda n: isinstance(n, Integral) and n >= 1),
     "accumulate": ("must be 1 or more", lambda n: isinstance(n, Integral) and n >= 1),
     "seed": ("must be a whole number, 0 or more", lambda n: isinstance(n, Integral) and 0 <= n < 2**32),
-    "threads": ("must be a whole number of cores", lambda n: isinstance(n, Integral) and n >= 0),
+    "threads": ("must be a whole number of cores, 1,024 at most", lambda n: isinstance(n, Integral) and 0 <= n <= 1024),
     "patience": ("must be a whole number of epochs, 0 or more", lambda n: isinstance(n, Integral) and n >= 0),
     "average": ("must be between 0 and 1, such as 0.99", lambda n: isinstance(n, Real) and 0 < n < 1),
     "clip": ("must be a number above 0", lambda n: isinstance(n, Real) and n > 0),
+    **dict.fromkeys(("val_check_interval", "check_val_every_n_epoch"), ("must be a number above 0", lambda n: isinstance(n, Real) and n > 0)),  # Lightning divides by them
     "save_every": ("must be a number of seconds", lambda n: isinstance(n, Real) and n >= 0),
     "folder": ("must be a path", lambda p: isinstance(p, (str, os.PathLike))),
     "monitor": ("must be the name of a metric that the model logs, such as validation_loss", lambda m: isinstance(m, str)),
 }
-_OPTIONAL = ("threads", "patience", "average", "clip", "folder", "monitor")
+_OPTIONAL = ("threads", "patience", "average", "clip", "folder", "monitor", "val_check_interval", "check_val_every_n_epoch")
 
 
 def _check_settings(**given):
@@ -225,6 +243,8 @@ def _check_parts(model, data, options: dict):
         if not isinstance(part, kind):
             raise TrainError(f"fit(model, data) takes a {kind.__name__} of pytorch_lightning {place}, not {type(part).__name__}.")
     known = set(inspect.signature(Trainer.__init__).parameters) - {"self", "max_epochs"}
+    if "max_epochs" in options:
+        raise TrainError(f"max_epochs is called epochs here: fit(model, data, epochs={options['max_epochs']!r}).")
     if strange := sorted(set(options) - known):
         raise TrainError(f'neither fit nor Lightning\'s Trainer has a setting "{strange[0]}" to be given here.{suggest(strange[0], [*inspect.signature(fit).parameters, *known])}')
 
@@ -250,7 +270,7 @@ def fit(
     **trainer,  # options for Lightning's Trainer
 ) -> Fit:
     "Train, and keep the best weights. Raises `TrainError` if there is nothing to keep, or nothing to resume from these settings."
-    _check_settings(epochs=epochs, seed=seed, threads=threads, patience=patience, average=average, clip=clip, accumulate=accumulate, save_every=save_every, folder=folder, monitor=monitor)
+    _check_settings(epochs=epochs, seed=seed, threads=threads, patience=patience, average=average, clip=clip, accumulate=accumulate, save_every=save_every, folder=folder, monitor=monitor, **{k: trainer[k] for k in trainer if k in _WANTED})
     _check_parts(model, data, trainer)
     if resume and not folder:
         raise TrainError("resume=True needs a folder: the one that the training was started with.")
