@@ -71,8 +71,9 @@ def test_a_published_test_split_is_left_alone():
 def test_compressed_tables_are_read(tmp_path):
     import gzip
 
-    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"x,y\n1,2\n"))
-    assert scan(tmp_path / "a.csv.gz").collect().rows() == [(1, 2)]
+    for mark in (",", ";", "\t"):
+        (tmp_path / "a.csv.gz").write_bytes(gzip.compress(f'"a, b"{mark}y\n1{mark}2\n'.encode()))
+        assert scan(tmp_path / "a.csv.gz").collect().rows() == [(1, 2)]
 
 
 @pytest.mark.parametrize("make, words", [(lambda p: None, "no tables and no images"), (lambda p: Image.new("L", (2, 2)).save(p / "1.png"), "no class folders")])

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 import numpy as np
 import polars as pl
@@ -36,6 +36,7 @@ class Grid:
     unit: str  # "us", "mo" or "n"
     origin: int = 0  # of number 0: microseconds since 1970, months since year 0, or a number
     zone: str | None = None
+    day: int = 1  # of the month, where the step is in months; 31 for the last
 
     @property
     def every(self) -> str:
@@ -117,7 +118,8 @@ def times_at(
     if grid.unit == "n":
         return away
     if grid.unit == "mo":
-        return pl.select(pl.datetime(away // 12, away % 12 + 1, 1, time_unit="us")).to_series().alias(name)
+        first = pl.datetime(away // 12, away % 12 + 1, 1, time_unit="us")
+        return pl.select(pl.min_horizontal(first.dt.offset_by(f"{grid.day - 1}d"), first.dt.month_end())).to_series().alias(name)
     if grid.zone is None:
         return away.cast(pl.Datetime("us"))
     if grid.step >= _DAY:
@@ -137,7 +139,14 @@ def find_grid(
     if (unit == "n") != clock.dtype.is_integer():
         raise SeriesError(f'every={every!r} does not fit "{times.name}", which holds {times.dtype}.')
     local = _clock(times, local=unit == "mo" or step >= _DAY)
-    return Grid(step, unit, int(_numbers(local, unit).min()), zone)
+    return Grid(step, unit, int(_numbers(local, unit).min()), zone, _day(local) if unit == "mo" else 1)
+
+
+def _day(clock: pl.Series) -> int:
+    "The day of the month on which times fall; 31 if each is the last of its month, 1 if they fall on several."
+    days, last = clock.dt.day().to_numpy(), clock.dt.month_end().dt.day().to_numpy()
+    day = 31 if (days == last).all() else int(days.max())
+    return day if (days == np.minimum(day, last)).all() else 1
 
 
 def _commonest(clock: pl.Series, same: np.ndarray) -> tuple[int, str]:
@@ -388,7 +397,8 @@ def _parts(lazy: pl.LazyFrame, series: str | None, rows: int):
 def _write_description(folder: Path, parts: list[Panel], variables: list[str]):
     "Join the descriptions of parts, on the grid of the earliest."
     origin = min(p.grid.origin for p in parts)
-    grid = Grid(parts[0].grid.step, parts[0].grid.unit, origin, parts[0].grid.zone)
+    days = {p.grid.day for p in parts}
+    grid = replace(parts[0].grid, origin=origin, day=days.pop() if len(days) == 1 else 1)
     if odd := [p for p in parts if (p.grid.origin - origin) % grid.step]:
         raise SeriesError(f'the series "{odd[0].ids[0]}" and others are not on one grid of {grid.every}: round their times (dt.truncate).')
     starts = np.concatenate([p.starts + (p.grid.origin - origin) // grid.step for p in parts])

@@ -93,15 +93,28 @@ def _open(ending: str, files, source: str, **more) -> pl.LazyFrame:
     return frame
 
 # %% ../../nbs/data/00_tables.ipynb #37ce27e7
-def _dialect(path: str) -> dict:
-    "Tell the separator of a CSV from its first line. Raises `TableError` if its beginning is not UTF-8."
+def _beginning(path: str) -> str:
     with open(path, "rb") as file:
         head = file.read(65_536)
     try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+        return codecs.getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError as error:
         raise _unreadable(path, ValueError(f"invalid utf-8 at byte {error.start:,}")) from None
-    first = re.sub('"[^"]*"', "", text).lstrip().partition("\n")[0]
+
+
+def _unpacked_line(path: str) -> str:
+    "The first line of a packed file, which polars unpacks no further than that."
+    line = pl.scan_csv(path, glob=False, separator="\x01", quote_char=None, has_header=False, n_rows=1)
+    try:
+        return line.collect().item()
+    except Exception as error:
+        raise _unreadable(path, error) from None
+
+
+def _dialect(path: str) -> dict:
+    "Tell the separator of a CSV from its first line. Raises `TableError` if its beginning is not UTF-8."
+    packed = path.lower().endswith((".gz", ".zst"))
+    first = re.sub('"[^"]*"', "name", _unpacked_line(path) if packed else _beginning(path)).lstrip().partition("\n")[0]
     other = "," not in first and next((mark for mark in ";\t|" if mark in first), None)
     return {"separator": other} if other else {}
 
@@ -110,8 +123,7 @@ def _open_files(ending: str, paths: list[str], source: str) -> pl.LazyFrame:
     "Scan files on this machine, by their names as they stand there: one may hold what is a pattern elsewhere."
     if ending in (".jsonl", ".ndjson"):
         return _open(ending, [glob.escape(p) for p in paths], source)
-    plain = ending == ".csv" and not paths[0].lower().endswith((".gz", ".zst"))
-    return _open(ending, paths, source, glob=False, **(_dialect(paths[0]) if plain else {}))
+    return _open(ending, paths, source, glob=False, **(_dialect(paths[0]) if ending == ".csv" else {}))
 
 # %% ../../nbs/data/00_tables.ipynb #bf207642
 def _visible(folder: Path, suffixes) -> list[Path]:
