@@ -1040,6 +1040,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'mlkit.nlp.data.TextData.statistics': ('nlp/data.html#textdata.statistics', 'mlkit/nlp/data.py'),
                                 'mlkit.nlp.data._as_it_is': ('nlp/data.html#_as_it_is', 'mlkit/nlp/data.py'),
                                 'mlkit.nlp.data._checked_task': ('nlp/data.html#_checked_task', 'mlkit/nlp/data.py'),
+                                'mlkit.nlp.data._from_hub': ('nlp/data.html#_from_hub', 'mlkit/nlp/data.py'),
                                 'mlkit.nlp.data._keep': ('nlp/data.html#_keep', 'mlkit/nlp/data.py'),
                                 'mlkit.nlp.data._key': ('nlp/data.html#_key', 'mlkit/nlp/data.py'),
                                 'mlkit.nlp.data._prepare': ('nlp/data.html#_prepare', 'mlkit/nlp/data.py'),
