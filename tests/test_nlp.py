@@ -1,7 +1,9 @@
 "Texts become models become bundles, whatever the texts are."
 
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from huggingface_hub import constants
 from mlkit.bundle import Bundle
 from mlkit.core.errors import MLKitError
 from mlkit.data.texts import TOKENIZER, TextPreprocess
@@ -301,6 +304,26 @@ def test_a_model_that_does_not_fit_is_refused_in_words(small, tmp_path):
     ):
         with pytest.raises(MLKitError, match=words):
             make()
+
+
+@pytest.mark.parametrize("ask", [lambda own: data("nobody/nothing"), lambda own: TextClassifier("nobody/nothing", own), lambda own: Embedder.pretrained("nobody/nothing")])
+def test_a_name_of_the_hub_is_not_waited_for_where_nobody_answers(small, monkeypatch, ask):
+    own, waits = data(small), []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(time, "sleep", waits.append)
+    with pytest.raises(NLPError, match='no model "nobody/nothing"'):
+        ask(own)
+    assert not waits
+
+
+def test_what_the_hub_has_once_given_is_there_without_a_network(small, tmp_path, monkeypatch):
+    place = tmp_path / "models--somebody--tiny"
+    shutil.copytree(small, place / "snapshots" / "abc")
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("abc")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert TextClassifier("somebody/tiny", data("somebody/tiny")).config["arch"] == "somebody/tiny"
 
 
 # --- the pipeline

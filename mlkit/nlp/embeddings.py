@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
-from ..bundle.format import Manifest, Tensor
+from ..bundle.format import Manifest, Tensor, check_said
 from ..bundle.predict import Bundle, package
 from ..data.tables import require
 from ..data.texts import TOKENIZER, TextPreprocess, as_texts
@@ -69,6 +69,7 @@ class Embedder:
 
     def export_bundle(self, folder, frame: pl.DataFrame, text: str = "text", provenance: dict | None = None, **said) -> Bundle:
         "Package the embedder, with a few texts of a frame as golden inputs; `said` are other fields of the manifest: name, metrics, about."
+        check_said(said)
         golden = require(frame, text).head(8).select(pl.col(text).alias("text"))
         size, axes = self.network.encoder.config.hidden_size, axes_of(self.prepare)
         inputs = tuple(Tensor(name, "float32" if name == "windows" else "int64", dims) for name, dims in axes.items())

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import numpy as np
 import polars as pl
 import torch
-from ..bundle.format import Manifest, Tensor
+from ..bundle.format import Manifest, Tensor, plain_name
 from ..bundle.predict import Bundle, package
 from ..bundle.tasks import TASKS
 from ..data.texts import TOKENIZER, TextPreprocess
@@ -129,11 +129,12 @@ class TextModel(LightningModule):
         "Read what `save` wrote; `options` such as `lr` are those of the constructor. Raises `NLPError` if it does not fit."
         return load_model(cls, folder, **options)
 
-    def export_bundle(self, folder, data: TextData, split: str = "test", metrics: dict | None = None, provenance: dict | None = None) -> Bundle:
+    def export_bundle(self, folder, data: TextData, split: str = "test", metrics: dict | None = None, provenance: dict | None = None, name: str | None = None) -> Bundle:
         "Package the model, with a few rows of a side as golden inputs. Raises `BundleError` if the package disagrees with itself."
         rows = data.rows(split)
         golden = rows.gather_every(max(1, len(rows) // 8)).head(8).select(pl.col(data.text).alias("text"))
-        return package_model(self, folder, golden, metrics=metrics or {}, provenance=versions() | (provenance or {}))
+        named = {} if name is None else {"name": plain_name(name)}
+        return package_model(self, folder, golden, metrics=metrics or {}, provenance=versions() | (provenance or {}), **named)
 
 # %% ../../nbs/nlp/03_models.ipynb #645e0ab5
 def _check_data(data):
@@ -261,7 +262,8 @@ def describe(model: TextModel, **more) -> Manifest:
     inputs = tuple(Tensor(name, types.get(name, "int64"), axes) for name, axes in axes_of(model.prepare).items())
     middle = ("tokens",) if model.prepare.places else ()
     outputs = (Tensor(model.output, "float32", ("batch", *middle, len(model.classes) or 1)),)
-    return Manifest(Path(model.config["arch"]).name, model.task, inputs, outputs, {"text": model.prepare.to_dict()}, model.classes, **more)
+    named = {"name": Path(model.config["arch"]).name} | more
+    return Manifest(task=model.task, inputs=inputs, outputs=outputs, preprocess={"text": model.prepare.to_dict()}, labels=model.classes, **named)
 
 
 def package_model(model: TextModel, folder, golden: pl.DataFrame, **more) -> Bundle:

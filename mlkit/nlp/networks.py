@@ -59,8 +59,9 @@ def make_encoder(
             encoder = AutoModel.from_config(AutoConfig.for_model(**arch))
         else:
             try:
-                config = _shortened(AutoConfig.from_pretrained(locate_model(arch), trust_remote_code=False), layers)
-                encoder = AutoModel.from_pretrained(locate_model(arch), config=config, dtype=torch.float32, trust_remote_code=False)
+                place = locate_model(arch)
+                config = _shortened(AutoConfig.from_pretrained(place, trust_remote_code=False), layers)
+                encoder = AutoModel.from_pretrained(place, config=config, dtype=torch.float32, trust_remote_code=False)
             except (OSError, ValueError, SafetensorError) as error:
                 raise no_model(arch, error) from None
     if getattr(encoder, "pooler", None) is not None:

@@ -131,8 +131,11 @@ def _count_batch(app, version, batch):
 
 async def _load_all(models, settings: Settings):
     "Load every bundle; the first that cannot be served ends the server."
+    called = {}
     for source in settings.bundles:
-        await models.load(source)
+        if (name := (await models.load(source)).name) in called:
+            raise MLKitError(f'{called[name]} and {source} are both called "{name}", and a request names the model that is to answer: package one of them under another name, export_bundle(..., name="...").')
+        called[name] = source
     for role, sources in (("challenger", settings.challengers), ("shadow", settings.shadows)):
         for source, share in sources:
             await models.load(source, role, share)

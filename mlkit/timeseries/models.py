@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
-from ..bundle.format import Manifest, Tensor
+from ..bundle.format import Manifest, Tensor, plain_name
 from ..bundle.inputs import NumericPreprocess
 from ..bundle.predict import Bundle, package
 from ..core.errors import suggest
@@ -231,9 +231,9 @@ class Forecaster(LightningModule):
         "Make an untrained forecaster from its configuration."
         return cls(config["arch"], _Saved(config), config["loss"], config["quantiles"], **options)
 
-    def export_bundle(self, folder, data: SeriesData, split: str = "test", metrics: dict | None = None, provenance: dict | None = None) -> Bundle:
+    def export_bundle(self, folder, data: SeriesData, split: str = "test", metrics: dict | None = None, provenance: dict | None = None, name: str | None = None) -> Bundle:
         "Package the model, with a few windows of a side as golden inputs. Raises `BundleError` if the package disagrees with the model."
-        return bundle_of(self, folder, self.suited(data), split, metrics or {}, provenance or {})
+        return bundle_of(self, folder, self.suited(data), split, metrics or {}, provenance or {}, self.config["arch"] if name is None else plain_name(name))
 
 # %% ../../nbs/timeseries/06_models.ipynb #2ead38a0
 def _network_config(arch: str, data: SeriesData, quantiles: int, centre: str, scale: str, options: dict) -> dict:
@@ -379,7 +379,7 @@ def request_rows(model: Forecaster, data: SeriesData, windows, numbers) -> pl.Da
     return pl.DataFrame(columns)
 
 # %% ../../nbs/timeseries/06_models.ipynb #00b261d4
-def bundle_of(model: Forecaster, folder, data: SeriesData, split: str, metrics: dict, provenance: dict) -> Bundle:
+def bundle_of(model: Forecaster, folder, data: SeriesData, split: str, metrics: dict, provenance: dict, name: str) -> Bundle:
     "Package a forecaster."
     spec, columns = model.spec, _columns(model)
     windows = data.windows(split)
@@ -388,7 +388,7 @@ def bundle_of(model: Forecaster, folder, data: SeriesData, split: str, metrics: 
     prepared = {name: torch.from_numpy(make(golden[name])) for name, (_, make) in columns.items()}
     network = _ByColumn((model.calibrated or model.network).cpu().eval(), [(name, role) for name, (role, _) in columns.items()])
     manifest = Manifest(
-        name=model.config["arch"],
+        name=name,
         task="forecast",
         inputs=tuple(Tensor(name, "float32", ("batch", *value.shape[1:])) for name, value in prepared.items()),
         outputs=(Tensor("forecast", "float32", ("batch", spec.horizon, len(model.levels))),),

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 import torch
-from ..bundle.format import Manifest, Tensor
+from ..bundle.format import Manifest, Tensor, plain_name
 from ..bundle.predict import Bundle, package
 from ..core.errors import check_settings
 from ..data.images import ImagePreprocess
@@ -211,12 +211,12 @@ class Trained:
         model.network.load_state_dict({"temperature": torch.tensor(1.0)} | load_file(folder / "weights.safetensors"))
         return model.eval()
 
-    def export_bundle(self, folder, data: ImageData, split: str = "test", metrics: dict | None = None, provenance: dict | None = None, files: dict | None = None) -> Bundle:
+    def export_bundle(self, folder, data: ImageData, split: str = "test", metrics: dict | None = None, provenance: dict | None = None, files: dict | None = None, name: str | None = None) -> Bundle:
         "Package the model, with a few rows of a side as golden inputs. Raises `BundleError` if the package disagrees with itself."
         golden = data.rows(split).gather_every(max(1, len(data.rows(split)) // 8)).head(8).select(pl.col(data.image).alias("image"))
         size = (self.prepare.channels, self.prepare.height, self.prepare.width)
         manifest = Manifest(
-            name=self.config["arch"],
+            name=self.config["arch"] if name is None else plain_name(name),
             task=self.task,
             inputs=(Tensor("image", "uint8", ("batch", *size)),),
             outputs=(Tensor(self.output, "float32", ("batch", *([len(self.labels)] if self.labels else []))),),
