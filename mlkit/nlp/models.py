@@ -7,7 +7,6 @@ __all__ = ['TextModel', 'TextClassifier', 'TextRegressor', 'TokenClassifier', 't
            'describe', 'package_model', 'save_model', 'load_model', 'versions']
 
 # %% ../../nbs/nlp/03_models.ipynb #73260b6f
-import json
 import warnings
 from collections.abc import Sequence
 from inspect import signature
@@ -24,7 +23,7 @@ from ..core.errors import check_settings, suggest
 from .data import SETTINGS, LengthBatches, TextData, as_column, load_tokens
 from .networks import MarkingNetwork, TextNetwork, add_lora, check_fit, freeze, layer_groups, make_encoder, plain, to_onnx
 from .spans import NLPError, evaluate_spans
-from ..train.basics import class_weights
+from ..train.basics import class_weights, read_model, write_model
 from ..train.evaluation import evaluate
 from ..train.history import log_loss
 from ..train.outcomes import evaluate_numbers, evaluate_tags
@@ -287,27 +286,17 @@ def _reference(model: TextModel, golden: pl.DataFrame) -> dict[str, np.ndarray]:
 # %% ../../nbs/nlp/03_models.ipynb #b57b8670
 def save_model(model: TextModel, folder) -> Path:
     "Write weights, configuration and tokenizer into a folder."
-    from safetensors.torch import save_file
-
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in model.network.state_dict().items()}, folder / "weights.safetensors")
-    (folder / "model.json").write_text(json.dumps(model.config, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    folder = write_model(folder, model.network.state_dict(), model.config)
     (folder / TOKENIZER).write_bytes(model.prepare.tokenizer)
     return folder
 
 
 def load_model(kind: type[TextModel], folder, **options) -> TextModel:
     "Read what `save_model` wrote. Raises `NLPError` if it is not there or is for another task."
-    from safetensors.torch import load_file
-
-    folder = Path(folder)
-    if not (folder / "model.json").is_file():
-        raise NLPError(f"{folder} holds no model: there is no model.json.")
-    config = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    config, weights = read_model(folder, NLPError, "arch", "encoder", "preprocess")
     kind = kind if kind.tasks else _of(config["task"])
-    model = kind(config["arch"], _Saved(config, (folder / TOKENIZER).read_bytes()), **{"lora": config["lora"], **options})
-    model.network.load_state_dict(load_file(folder / "weights.safetensors"))
+    model = kind(config["arch"], _Saved(config, (Path(folder) / TOKENIZER).read_bytes()), **{"lora": config["lora"], **options})
+    model.network.load_state_dict(weights)
     return model.eval()
 
 

@@ -7,7 +7,6 @@ __all__ = ['LOSSES', 'window_loss', 'Calibrated', 'difficulty', 'Forecaster', 'm
            'bundle_of', 'to_onnx', 'versions', 'ensemble']
 
 # %% ../../nbs/timeseries/06_models.ipynb #d93f1b0c
-import json
 import warnings
 from collections.abc import Sequence
 from numbers import Real
@@ -24,6 +23,7 @@ from .conformal import LEVELS, check_levels, conformal_offsets
 from .data import Frame, SeriesData, laid_out
 from .evaluation import ForecastEvaluation, evaluate_forecasts
 from .networks import fill, has_gaps, make_network
+from ..train.basics import read_model, write_model
 from ..train.history import log_loss
 from ..train.schedules import adamw, decay_groups
 
@@ -200,26 +200,13 @@ class Forecaster(LightningModule):
 
     def save(self, folder) -> Path:
         "Write weights (safetensors) and configuration (JSON) into a folder; no pickle."
-        from safetensors.torch import save_file
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {k: v.contiguous() for k, v in self.network.state_dict().items()} | ({"offsets": self.calibrated.offsets} if self.calibrated else {})
-        save_file(state, folder / "weights.safetensors")
-        (folder / "model.json").write_text(json.dumps(self.config, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-        return folder
+        return write_model(folder, self.network.state_dict() | ({"offsets": self.calibrated.offsets} if self.calibrated else {}), self.config)
 
     @classmethod
     def load(cls, folder, **options) -> "Forecaster":
         "Read what `save` wrote. Raises `SeriesError` if there is no model."
-        from safetensors.torch import load_file
-
-        folder = Path(folder)
-        if not (folder / "model.json").is_file():
-            raise SeriesError(f"{folder} holds no forecaster: there is no model.json.")
-        config = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        config, state = read_model(folder, SeriesError, "arch", "network", "frame")
         model = cls.of(config, **options)
-        state = load_file(folder / "weights.safetensors")
         offsets = state.pop("offsets", None)
         model.network.load_state_dict(state)
         if offsets is not None:

@@ -6,7 +6,6 @@
 __all__ = ['ImageModel', 'Trained', 'ImageClassifier', 'ImageTagger', 'ValueNetwork', 'ImageRegressor', 'versions']
 
 # %% ../../nbs/vision/02_models.ipynb #dcf97a0b
-import json
 import math
 import warnings
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from ..bundle.format import Manifest, Tensor, plain_name
 from ..bundle.predict import Bundle, package
 from ..core.errors import check_settings
 from ..data.images import ImagePreprocess
-from ..train.basics import class_weights as balance
+from ..train.basics import class_weights as balance, read_model, write_model
 from ..train.evaluation import Evaluation, evaluate
 from ..train.outcomes import NumberEvaluation, TagEvaluation, evaluate_numbers, evaluate_tags
 from ..train.history import log_loss
@@ -188,27 +187,16 @@ class Trained:
 
     def save(self, folder) -> Path:
         "Write weights (safetensors) and configuration (JSON) into a folder; no pickle."
-        from safetensors.torch import save_file
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in self.network.state_dict().items()}, folder / "weights.safetensors")
-        (folder / "model.json").write_text(json.dumps(self.config, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-        return folder
+        return write_model(folder, self.network.state_dict(), self.config)
 
     @classmethod
     def load(cls, folder, **options):
         "Read what `save` wrote; `options` such as `lr` are those of the constructor. Raises `VisionError` if it does not fit."
-        from safetensors.torch import load_file
-
-        folder = Path(folder)
-        if not (folder / "model.json").is_file():
-            raise VisionError(f"{folder} holds no model: there is no model.json.")
-        config = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        config, weights = read_model(folder, VisionError, "arch", "options")
         if (task := config.get("task", cls.task)) != cls.task:
             raise VisionError(f"{folder} holds a model for {task}, and {cls.__name__} is for {cls.task}.")
         model = cls(config["arch"], _Saved(config | {"task": task}), **config["options"], **options)
-        model.network.load_state_dict({"temperature": torch.tensor(1.0)} | load_file(folder / "weights.safetensors"))
+        model.network.load_state_dict({"temperature": torch.tensor(1.0)} | weights)
         return model.eval()
 
     def export_bundle(self, folder, data: ImageData, split: str = "test", metrics: dict | None = None, provenance: dict | None = None, files: dict | None = None, name: str | None = None) -> Bundle:
