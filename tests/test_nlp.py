@@ -356,3 +356,11 @@ def test_prepare_takes_words_with_tags_and_labels_with_separators(tmp_path):
     table = prepare_stage(tmp_path, texts=str(tmp_path / "topics.csv"), text_column="review", label_column="topics", separator=";", group_column="author", seed=3)
     assert len(table) == 45 and set(table["label"].list.len()) == {0, 1, 2}, "an empty string is no label, null is unlabelled"
     assert table.group_by("author").agg(pl.col("split").n_unique())["split"].max() == 1
+
+
+def test_fifty_texts_are_passed_over_often_enough_to_be_learnt(small, tmp_path):
+    papermill = pytest.importorskip("papermill")
+    reviews(50).write_parquet(tmp_path / "table.parquet")
+    parameters = {"table": str(tmp_path / "table.parquet"), "pretrained": str(small), "length": 64, "threads": 1, "model": str(tmp_path / "model"), "training": str(tmp_path / "training")}
+    papermill.execute_notebook(STAGES / "train.ipynb", tmp_path / "train.ipynb", parameters, cwd=STAGES, kernel_name="python3", progress_bar=False)
+    assert len(pl.read_parquet(tmp_path / "training/history.parquet")) == 30, "two batches to a pass"
