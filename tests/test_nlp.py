@@ -19,7 +19,7 @@ from mlkit.data.texts import TOKENIZER, TextPreprocess
 from mlkit.nlp import Embedder, LengthBatches, NLPError, SemanticIndex, TextClassifier, TextData, TextModel, TextRegressor, TokenClassifier, build_index, from_words
 from mlkit.nlp.data import read_tokenizer
 from mlkit.nlp.networks import make_encoder
-from mlkit.nlp.spans import SPAN, mark_tokens
+from mlkit.nlp.spans import SPAN, evaluate_spans, mark_tokens
 from mlkit.train import fit, use_threads, weights_digest
 
 use_threads(1)
@@ -324,6 +324,34 @@ def test_what_the_hub_has_once_given_is_there_without_a_network(small, tmp_path,
     (place / "refs" / "main").write_text("abc")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     assert TextClassifier("somebody/tiny", data("somebody/tiny")).config["arch"] == "somebody/tiny"
+
+
+def chunks(tags: list[str]) -> set[tuple]:
+    "The entities of tags as seqeval's get_entities defines them."
+    found, begin, before, kind = set(), 0, "O", ""
+    for i, tag in enumerate([*tags, "O"]):
+        mark, own = tag[0], tag[2:]
+        if before != "O" and (mark in "BO" or own != kind):
+            found.add((kind, begin, i - 1))
+        if mark == "B" or mark == "I" and (before == "O" or own != kind):
+            begin = i
+        before, kind = mark, own
+    return found
+
+
+TAGS = st.sampled_from(["O", "B-A", "I-A", "B-B", "I-B"])
+
+
+@given(st.lists(st.lists(st.tuples(TAGS, TAGS), min_size=1, max_size=8), min_size=1, max_size=5))
+@settings(deadline=None, max_examples=100)
+def test_marked_words_are_judged_as_seqeval_does(rows):
+    words = pl.Series([["word"] * len(row) for row in rows])
+    true, found = ([[pair[side] for pair in row] for row in rows] for side in (0, 1))
+    spans = [from_words(words, pl.Series(tags))["label"] for tags in (true, found)]
+    made = evaluate_spans(pl.DataFrame({"label": spans[0], "prediction": spans[1]})).metrics()
+    one, two = ({(i, *chunk) for i, row in enumerate(tags) for chunk in chunks(row)} for tags in (true, found))
+    expected = {"precision": len(one & two) / max(1, len(two)), "recall": len(one & two) / max(1, len(one)), "f1": 2 * len(one & two) / (len(one) + len(two)) if one or two else 1.0}
+    assert {name: made[name] for name in expected} == pytest.approx(expected)
 
 
 # --- the pipeline
