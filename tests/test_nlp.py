@@ -1,6 +1,9 @@
 "Texts become models become bundles, whatever the texts are."
 
+import multiprocessing
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +24,7 @@ from mlkit.nlp.data import read_tokenizer
 from mlkit.nlp.networks import make_encoder
 from mlkit.nlp.spans import SPAN, evaluate_spans, mark_tokens
 from mlkit.train import fit, use_threads, weights_digest
+from pytorch_lightning import Callback
 
 use_threads(1)
 QUIET = {"progress": False, "threads": 1}
@@ -171,6 +175,28 @@ def test_lora_learns_a_few_weights_and_costs_production_nothing(small, tmp_path)
     assert learning < sum(p.numel() for p in before.values()) / 20 and all(torch.equal(after[n], p) for n, p in before.items())
     content = (result.bundle(tmp_path / "bundle").folder / "model.onnx").read_bytes()
     assert b"lora" not in content and len(content) < 4.2 * sum(p.numel() for p in before.values())
+
+
+class Killed(Callback):
+    "Ends the process in the middle of the second epoch, as a power cut does."
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 15:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def learn_with_lora(small, folder, callbacks=()) -> str:
+    own = data(small)
+    return weights_digest(fit(TextClassifier(small, own, lora=4), own, epochs=2, folder=folder, resume=True, save_every=0.0, callbacks=list(callbacks), **QUIET).model)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such kill here")
+def test_lora_that_is_killed_within_an_epoch_ends_like_one_that_was_left_alone(small, tmp_path):
+    process = multiprocessing.get_context("spawn").Process(target=learn_with_lora, args=(small, tmp_path / "cut", [Killed()]))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and torch.load(tmp_path / "cut/resume.ckpt", weights_only=False)["global_step"] in (14, 15)
+    assert learn_with_lora(small, tmp_path / "cut") == learn_with_lora(small, tmp_path / "whole")
 
 
 def test_rare_classes_can_count_as_much_as_common_ones(small):
