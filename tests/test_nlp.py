@@ -1,6 +1,9 @@
 "Texts become models become bundles, whatever the texts are."
 
+import multiprocessing
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,8 +22,9 @@ from mlkit.data.texts import TOKENIZER, TextPreprocess
 from mlkit.nlp import Embedder, LengthBatches, NLPError, SemanticIndex, TextClassifier, TextData, TextModel, TextRegressor, TokenClassifier, build_index, from_words
 from mlkit.nlp.data import read_tokenizer
 from mlkit.nlp.networks import make_encoder
-from mlkit.nlp.spans import SPAN, mark_tokens
+from mlkit.nlp.spans import SPAN, evaluate_spans, mark_tokens
 from mlkit.train import fit, use_threads, weights_digest
+from pytorch_lightning import Callback
 
 use_threads(1)
 QUIET = {"progress": False, "threads": 1}
@@ -171,6 +175,28 @@ def test_lora_learns_a_few_weights_and_costs_production_nothing(small, tmp_path)
     assert learning < sum(p.numel() for p in before.values()) / 20 and all(torch.equal(after[n], p) for n, p in before.items())
     content = (result.bundle(tmp_path / "bundle").folder / "model.onnx").read_bytes()
     assert b"lora" not in content and len(content) < 4.2 * sum(p.numel() for p in before.values())
+
+
+class Killed(Callback):
+    "Ends the process in the middle of the second epoch, as a power cut does."
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 15:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def learn_with_lora(small, folder, callbacks=()) -> str:
+    own = data(small)
+    return weights_digest(fit(TextClassifier(small, own, lora=4), own, epochs=2, folder=folder, resume=True, save_every=0.0, callbacks=list(callbacks), **QUIET).model)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such kill here")
+def test_lora_that_is_killed_within_an_epoch_ends_like_one_that_was_left_alone(small, tmp_path):
+    process = multiprocessing.get_context("spawn").Process(target=learn_with_lora, args=(small, tmp_path / "cut", [Killed()]))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and torch.load(tmp_path / "cut/resume.ckpt", weights_only=False)["global_step"] in (14, 15)
+    assert learn_with_lora(small, tmp_path / "cut") == learn_with_lora(small, tmp_path / "whole")
 
 
 def test_rare_classes_can_count_as_much_as_common_ones(small):
@@ -324,6 +350,34 @@ def test_what_the_hub_has_once_given_is_there_without_a_network(small, tmp_path,
     (place / "refs" / "main").write_text("abc")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     assert TextClassifier("somebody/tiny", data("somebody/tiny")).config["arch"] == "somebody/tiny"
+
+
+def chunks(tags: list[str]) -> set[tuple]:
+    "The entities of tags as seqeval's get_entities defines them."
+    found, begin, before, kind = set(), 0, "O", ""
+    for i, tag in enumerate([*tags, "O"]):
+        mark, own = tag[0], tag[2:]
+        if before != "O" and (mark in "BO" or own != kind):
+            found.add((kind, begin, i - 1))
+        if mark == "B" or mark == "I" and (before == "O" or own != kind):
+            begin = i
+        before, kind = mark, own
+    return found
+
+
+TAGS = st.sampled_from(["O", "B-A", "I-A", "B-B", "I-B"])
+
+
+@given(st.lists(st.lists(st.tuples(TAGS, TAGS), min_size=1, max_size=8), min_size=1, max_size=5))
+@settings(deadline=None, max_examples=100)
+def test_marked_words_are_judged_as_seqeval_does(rows):
+    words = pl.Series([["word"] * len(row) for row in rows])
+    true, found = ([[pair[side] for pair in row] for row in rows] for side in (0, 1))
+    spans = [from_words(words, pl.Series(tags))["label"] for tags in (true, found)]
+    made = evaluate_spans(pl.DataFrame({"label": spans[0], "prediction": spans[1]})).metrics()
+    one, two = ({(i, *chunk) for i, row in enumerate(tags) for chunk in chunks(row)} for tags in (true, found))
+    expected = {"precision": len(one & two) / max(1, len(two)), "recall": len(one & two) / max(1, len(one)), "f1": 2 * len(one & two) / (len(one) + len(two)) if one or two else 1.0}
+    assert {name: made[name] for name in expected} == pytest.approx(expected)
 
 
 # --- the pipeline

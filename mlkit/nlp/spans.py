@@ -16,7 +16,7 @@ from ..core.errors import MLKitError
 from ..data.labels import find_task
 from ..data.tables import require
 from ..train.basics import TrainError
-from ..train.comparison import bootstrap
+from ..train.comparison import bootstrap, slices
 
 SPAN = pl.Struct({"start": pl.Int64, "end": pl.Int64, "label": pl.String})
 
@@ -105,11 +105,17 @@ class SpanEvaluation:
     wrong: np.ndarray  # found, but not there
     missed: np.ndarray
     per_class: pl.DataFrame  # right, wrong, missed, f1 of each label
+    score_name, higher_is_better = "F1 of a text", True
 
     @cached_property
     def interval(self) -> tuple[float, float, float]:
         "F1 and the ends of its 95 % interval."
         return bootstrap(f1, self.right, self.wrong, self.missed)
+
+    @property
+    def row_scores(self) -> np.ndarray:
+        "The F1 of each text, which two models are compared by; its mean is near the F1 of all spans, not equal to it."
+        return np.array([f1(*counts) for counts in zip(self.right, self.wrong, self.missed)])
 
     def metrics(self) -> dict:
         "The numbers that a record wants."
@@ -121,6 +127,10 @@ class SpanEvaluation:
         "The texts with the most mistakes."
         counted = self.predictions.with_columns(mistakes=pl.Series(self.wrong + self.missed))
         return counted.filter(pl.col("mistakes") > 0).sort("mistakes", descending=True, maintain_order=True).head(n)
+
+    def slices(self, by, minimum: int = 30) -> pl.DataFrame:
+        "Judge each slice of the texts by one or more columns, the worst first; small ones are marked."
+        return slices(self, by, minimum)
 
     def __repr__(self):
         value, low, high = self.interval

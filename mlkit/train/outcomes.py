@@ -13,7 +13,7 @@ import polars as pl
 from ..core.display import html_table
 from ..data.tables import require
 from .basics import TrainError, draw, new_figure
-from .calibration import as_chances
+from .calibration import Calibration, as_chances, calibration, fit_temperature
 from .comparison import bootstrap, slices, wilson
 
 # %% ../../nbs/train/09_outcomes.ipynb #b78c854a
@@ -104,6 +104,10 @@ class TagEvaluation:
         return _marks(self.predictions["prediction"], self.labels)
 
     @property
+    def _chances(self) -> np.ndarray:
+        return self.predictions["probabilities"].to_numpy()
+
+    @property
     def row_scores(self) -> np.ndarray:
         "1 for each row whose tags are all right."
         return (self.truth == self.answered).all(1).astype(np.float64)
@@ -115,7 +119,7 @@ class TagEvaluation:
         from torchmetrics.functional.classification import multilabel_average_precision
 
         hits, rows, said = (self.truth & self.answered).sum(0), self.truth.sum(0), self.answered.sum(0)
-        chances = torch.from_numpy(np.array(self.predictions["probabilities"].to_numpy()))
+        chances = torch.from_numpy(np.array(self._chances))
         area = multilabel_average_precision(chances, torch.from_numpy(self.truth.astype(np.int64)), len(self.labels), average=None).reshape(-1).tolist()
         share = lambda a, b: [x / y if y else None for x, y in zip(a, b)]
         columns = {"precision": share(hits, said), "recall": share(hits, rows), "f1": share(2 * hits, rows + said), "average_precision": [a if n else None for a, n in zip(area, rows)]}
@@ -129,9 +133,18 @@ class TagEvaluation:
         means = {"macro_f1": seen["f1"].mean(), "mean_average_precision": seen["average_precision"].mean()}
         return {"accuracy": accuracy, "accuracy_low": low, "accuracy_high": high, **means, "rows": len(self.predictions)}
 
+    def calibration(self, bins: int = 10) -> Calibration:
+        "Compare the probability of a tag with the share of rows that have it, over all tags."
+        return calibration(self._chances.ravel(), self.truth.ravel(), bins)
+
+    def temperature(self) -> float:
+        "Find the one temperature that calibrates all tags."
+        chances = self._chances.ravel()
+        return fit_temperature(np.stack([1 - chances, chances], 1), self.truth.ravel().astype(np.int64))
+
     def worst(self, n: int = 10) -> pl.DataFrame:
         "The rows whose probabilities are farthest from their tags."
-        gap = np.abs(self.predictions["probabilities"].to_numpy() - self.truth).max(1)
+        gap = np.abs(self._chances - self.truth).max(1)
         return self.predictions.with_columns(gap=pl.Series(gap)).sort("gap", descending=True, maintain_order=True).head(n)
 
     def slices(self, by, minimum: int = 30) -> pl.DataFrame:
