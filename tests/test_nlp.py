@@ -25,6 +25,7 @@ from mlkit.nlp.networks import make_encoder
 from mlkit.nlp.spans import SPAN, evaluate_spans, mark_tokens
 from mlkit.train import fit, use_threads, weights_digest
 from pytorch_lightning import Callback
+from servers import serving
 
 use_threads(1)
 QUIET = {"progress": False, "threads": 1}
@@ -297,6 +298,29 @@ def test_bad_texts_and_labels_get_one_clear_error(small, name):
         data(small, frame, **options)
 
 
+def close_to(value):
+    "What equals a value but for the last digits of its numbers."
+    if isinstance(value, dict):
+        return {name: close_to(v) for name, v in value.items()}
+    if isinstance(value, list):
+        return [close_to(v) for v in value]
+    return pytest.approx(value, abs=1e-5) if isinstance(value, float) else value
+
+
+def test_a_server_answers_texts_as_the_bundles_do_each_by_its_name(small, tmp_path):
+    texts, bundles = ["", "wonderful plot", "a terrible film with music " * 30, "ünïcode 🎬 film"], {}
+    for task in ("multilabel", "regression", "token-classification"):
+        own = data(small, reviews(60).with_columns(label=LABELS[task]))
+        bundles[task] = KINDS[task](small, own).export_bundle(tmp_path / task, own, name=task)
+    with serving(*(bundle.folder for bundle in bundles.values())) as server:
+        for name, bundle in bundles.items():
+            status, found = server.json(f"/predict/{name}", [{"text": text} for text in texts])
+            expected = bundle.predict(pl.DataFrame({"text": texts})).to_dicts()
+            assert status == 200 and found["predictions"] == close_to(expected)
+            for wrong in ([{"text": None}], [{"text": 3}], [{"txt": "a"}], []):
+                assert server.json(f"/predict/{name}", wrong)[0] == 400
+
+
 def test_a_model_that_does_not_fit_is_refused_in_words(small, tmp_path):
     own = data(small)
     for make, words in (
@@ -322,6 +346,9 @@ def test_a_model_that_does_not_fit_is_refused_in_words(small, tmp_path):
         (lambda: TextClassifier(small, ONE), "prepared first, TextData"),
         (lambda: TextClassifier(small, own).evaluate(ONE), "prepared first, TextData"),
         (lambda: TextClassifier(small, own).predict(["a"], batch_size=0), "batch_size must be 1 or more"),
+        (lambda: Embedder.pretrained(small, length=64)(["a"], batch_size=0), "batch_size must be 1 or more"),
+        (lambda: Embedder.pretrained(small, length=64).export_bundle(tmp_path / "bundle", ONE, nme="words"), 'Did you mean "name"'),
+        (lambda: TextClassifier(small, own).export_bundle(tmp_path / "bundle", own, name="my model"), '"my model" cannot be the name of a bundle'),
         (lambda: TextClassifier("minilmm", own), 'Did you mean "minilm"'),
         (lambda: TextClassifier(small, own).predict([1, 2]), "texts are String"),
         (lambda: TextClassifier(small, own).predict(["a", None]), "1 of 2 rows"),

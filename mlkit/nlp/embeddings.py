@@ -14,9 +14,10 @@ import polars as pl
 import torch
 from ..bundle.format import Manifest, Tensor, check_said
 from ..bundle.predict import Bundle, package
+from ..core.errors import check_settings
 from ..data.tables import require
 from ..data.texts import TOKENIZER, TextPreprocess, as_texts
-from .data import LengthBatches, as_column, load_tokens, read_tokenizer
+from .data import SETTINGS, LengthBatches, as_column, load_tokens, read_tokenizer
 from .models import TextModel, axes_of, versions
 from .networks import make_encoder, plain, pool, to_onnx
 from .spans import NLPError
@@ -57,8 +58,9 @@ class Embedder:
         return f"Embedder {self.name}: texts to vectors of {self.network.encoder.config.hidden_size} numbers, {self.prepare.length} tokens at once"
 
     def __call__(self, texts: pl.Series | Sequence[str] | str, batch_size: int = 64) -> np.ndarray:
-        "Embed texts: float32 (texts, size). Raises `TextError`."
+        "Embed texts: float32 (texts, size). Raises `TextError`, and `NLPError` for a batch size below 1."
         texts = as_column(texts)
+        check_settings(NLPError, SETTINGS, batch_size=batch_size)
         tokens = load_tokens(texts, self.prepare)
         vectors = np.zeros((len(texts), self.network.encoder.config.hidden_size), np.float32)
         for chosen in LengthBatches(tokens.lengths, batch_size):
