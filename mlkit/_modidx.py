@@ -3746,6 +3746,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'mlkit/vision/networks.py'),
                                        'mlkit.vision.networks._Residual.forward': ( 'vision/networks.html#_residual.forward',
                                                                                     'mlkit/vision/networks.py'),
+                                       'mlkit.vision.networks._hub_asked_once': ( 'vision/networks.html#_hub_asked_once',
+                                                                                  'mlkit/vision/networks.py'),
                                        'mlkit.vision.networks._read': ('vision/networks.html#_read', 'mlkit/vision/networks.py'),
                                        'mlkit.vision.networks._register': ('vision/networks.html#_register', 'mlkit/vision/networks.py'),
                                        'mlkit.vision.networks._silence': ('vision/networks.html#_silence', 'mlkit/vision/networks.py'),

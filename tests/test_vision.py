@@ -2,11 +2,13 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 from mlkit.bundle import Bundle, BundleError
 from mlkit.data import encode_png, load
@@ -40,6 +42,16 @@ def model(data):
 
 def test_another_process_ends_with_the_same_weights(model):
     assert subprocess.check_output([sys.executable, "-c", ONCE], text=True, stderr=subprocess.DEVNULL).split()[-1] == weights_digest(model)
+
+
+def test_weights_of_the_hub_are_not_waited_for_where_nobody_answers(data, monkeypatch):
+    waits = []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(time, "sleep", waits.append)
+    with pytest.raises(VisionError, match="weights of resnet18 cannot be had"):
+        ImageClassifier("resnet18", data, pretrained=True)
+    assert not waits and not constants.HF_HUB_OFFLINE
 
 
 @pytest.mark.parametrize("arch", ["test_resnet", "test_vit", "test_efficientnet", "resnet18"])

@@ -9,6 +9,7 @@ __all__ = ['NAMED_WEIGHTS', 'Network', 'SmallResNet', 'head_of', 'make_backbone'
 # %% ../../nbs/vision/01_networks.ipynb #26faf083
 import importlib.util
 from collections.abc import Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 import torch
 from ..core.errors import suggest
@@ -114,6 +115,23 @@ def _silence(head: list[torch.nn.Parameter]):
         torch.nn.init.zeros_(weights)
 
 
+@contextmanager
+def _hub_asked_once():
+    "Take what the hub's client has kept where nobody answers at the hub; asked for weights there, it would ask again for a minute."
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    offline = constants.HF_HUB_OFFLINE
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception:  # of whichever library the client speaks HTTP with
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+
+
 def make_backbone(arch: str, prepare: ImagePreprocess, outputs: int, pretrained: bool = False, seed: int = 42, **options) -> torch.nn.Module:
     "Make a timm network for these images and outputs. Raises `VisionError` for unknown names and images too small for it."
     import timm
@@ -125,7 +143,7 @@ def make_backbone(arch: str, prepare: ImagePreprocess, outputs: int, pretrained:
     if arch != "small_resnet" and getattr(timm.get_pretrained_cfg(arch), "fixed_input_size", False):
         options.setdefault("img_size", size)
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), _hub_asked_once() if pretrained else nullcontext():
             torch.manual_seed(seed)
             backbone = timm.create_model(arch, pretrained=pretrained, in_chans=prepare.channels, num_classes=outputs, **options)
         if pretrained and outputs != backbone.pretrained_cfg.get("num_classes"):
