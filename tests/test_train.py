@@ -54,6 +54,28 @@ def test_the_same_seed_gives_the_same_weights():
     assert weights_digest(train(seed=1).model) == weights_digest(train(seed=1).model) != weights_digest(train(seed=2).model)
 
 
+def test_machines_that_nothing_started_are_not_waited_for(monkeypatch):
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(TrainError, match="num_nodes=5 needs a launcher"):
+        train(num_nodes=5, accelerator="cpu")
+
+
+def test_an_error_of_a_users_own_code_stays_what_it_is():
+    class Broken(Line):
+        def training_step(self, batch, index):
+            return torch.zeros(2) + torch.zeros(3)
+
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        train(Broken())
+
+    class Own(lightning.Callback):
+        def on_train_start(self, trainer, module):
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        train(callbacks=Own())
+
+
 def test_the_best_epoch_is_kept_and_not_the_last():
     class Worsening(Line):
         def validation_step(self, batch, index):

@@ -83,12 +83,24 @@ def _credentials(scheme: str) -> dict:
     return {"credential_provider": None} if scheme == "gs" and named else {}
 
 
+def _check_columns(ending: str, files: list[str], **more):
+    "Raise `TableError` for the file whose columns are not those of the first; polars names none."
+    first, *others = (READERS[ending](path, **more).collect_schema().names() for path in files)
+    for path, names in zip(files[1:], others):
+        parts = {"lacks": [c for c in first if c not in names], "has besides": [c for c in names if c not in first]}
+        how = " and ".join(f"{what} {', '.join(columns)}" for what, columns in parts.items() if columns) or "has them in another order"
+        if names != first:
+            raise TableError(f"{path} has not the columns of {files[0]}: it {how}.")
+
+
 def _open(ending: str, files, source: str, **more) -> pl.LazyFrame:
     "Scan files of one format. Raises `TableError` that names `source` if their columns cannot be told."
     try:
         frame = READERS[ending](files, **more)
         frame.collect_schema()
     except Exception as error:  # each cloud's library has exceptions of its own for credentials that it cannot find
+        if str(error).startswith("schema") and isinstance(files, list):
+            _check_columns(ending, files, **more)
         raise _unreadable(source, error) from None
     return frame
 

@@ -11,9 +11,11 @@ import math
 import os
 import tempfile
 import time
+import traceback
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from datetime import timedelta
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
@@ -126,9 +128,10 @@ def _callbacks(folder: Path, monitor: str, mode: str, patience: int | None, aver
 
 
 def _trainer(folder: Path, epochs: int, logger, callbacks: list, options: dict):
-    "Make Lightning's trainer; `options` win over ours. Raises `TrainError` for what Lightning refuses, and for more processes than cores, for which it would wait forever."
+    "Make Lightning's trainer; `options` win over ours. Raises `TrainError` for what Lightning refuses, and for processes that it would wait for forever: more than cores, or on machines that nothing started."
     import torch
     from pytorch_lightning import Trainer
+    from pytorch_lightning.plugins.environments import LightningEnvironment
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     ours = {"accelerator": "auto", "devices": 1, "deterministic": "warn", "num_sanity_val_steps": 0, "log_every_n_steps": 10}
@@ -138,13 +141,22 @@ def _trainer(folder: Path, epochs: int, logger, callbacks: list, options: dict):
     if on_cpu and isinstance(options["devices"], Integral) and options["devices"] > (cores := os.cpu_count() or 1):
         raise TrainError(f"devices={options['devices']} would be so many processes on {cores} cores: take 1, or as many as there are cores.")
     try:
-        return Trainer(max_epochs=epochs, callbacks=callbacks, **options)
+        trainer = Trainer(max_epochs=epochs, callbacks=callbacks, **options)
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise TrainError(f"Lightning's Trainer refuses its settings: {_first_line(error)}") from None
+    if trainer.num_nodes > 1 and isinstance(trainer.strategy.cluster_environment, LightningEnvironment) and "MASTER_ADDR" not in os.environ:
+        raise TrainError(f"num_nodes={trainer.num_nodes} needs a launcher that starts this training on every machine, such as torchrun or SLURM; none did. Leave num_nodes out to train on this one.")
+    return trainer
 
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0][:300]
+
+
+def _by_lightning(error: Exception) -> bool:
+    "Was an error raised by Lightning itself, and not by what it calls?"
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals["__name__"].startswith("pytorch_lightning")
 
 # %% ../../nbs/train/00_fit.ipynb #6d1f70a2
 @contextmanager
@@ -178,8 +190,6 @@ def _followed(data, keeper, trainer):
 
 def _run(trainer, model, data, keeper, path: Path | None, monitor: str):
     "Let Lightning train, from a checkpoint if there is one; Ctrl-C stays Ctrl-C (Lightning makes an exit of it). Raises `TrainError` if what is monitored was never logged, and for what Lightning refuses."
-    from pytorch_lightning.utilities.exceptions import MisconfigurationException
-
     try:
         with _followed(data, keeper, trainer), _unspoken(model):
             trainer.fit(model.train(), datamodule=data, ckpt_path=path, weights_only=True if path else None)
@@ -187,9 +197,9 @@ def _run(trainer, model, data, keeper, path: Path | None, monitor: str):
         if trainer.interrupted:
             raise KeyboardInterrupt("the training was interrupted") from None
         raise
-    except (MisconfigurationException, RuntimeError) as error:  # of the callbacks that wait for it
-        _check_logged(monitor, trainer.callback_metrics)
-        if isinstance(error, MisconfigurationException):
+    except Exception as error:
+        _check_logged(monitor, trainer.callback_metrics)  # callbacks wait for it
+        if _by_lightning(error):
             raise TrainError(f"Lightning refuses the training: {_first_line(error)}") from None
         raise
 
@@ -207,8 +217,10 @@ def _kept(folder: Path, model, history: list[dict], monitor: str) -> dict:
     if not history:
         raise TrainError("no epoch was finished, so there is nothing to keep: let max_steps, max_time and fast_dev_run leave room for one.")
     _check_logged(monitor, history[-1])
-    if not any(math.isfinite(row.get(monitor, math.nan)) for row in history) or not (folder / "best.ckpt").is_file():
+    if not any(math.isfinite(row.get(monitor, math.nan)) for row in history):
         raise Diverged(f"{monitor} was never a finite number: try a smaller learning rate, and look for NaN in the data.")
+    if not (folder / "best.ckpt").is_file():
+        raise TrainError("no weights were kept, so there is nothing to give back: fast_dev_run and barebones keep none; epochs=1 with limit_train_batches is as short.")
     checkpoint = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
     model.load_state_dict(checkpoint["state_dict"])
     return next(row for row in history if row["epoch"] == checkpoint["epoch"] + 1)
@@ -224,10 +236,11 @@ _WANTED = {  # what a setting must be, where it is given
     "clip": ("must be a number above 0", lambda n: isinstance(n, Real) and n > 0),
     **dict.fromkeys(("val_check_interval", "check_val_every_n_epoch"), ("must be a number above 0", lambda n: isinstance(n, Real) and n > 0)),  # Lightning divides by them
     "save_every": ("must be a number of seconds", lambda n: isinstance(n, Real) and n >= 0),
+    "max_time": ("must be a timedelta, or text such as 00:01:30:00 for an hour and a half", lambda t: isinstance(t, (str, dict, timedelta))),
     "folder": ("must be a path", lambda p: isinstance(p, (str, os.PathLike))),
     "monitor": ("must be the name of a metric that the model logs, such as validation_loss", lambda m: isinstance(m, str)),
 }
-_OPTIONAL = ("threads", "patience", "average", "clip", "folder", "monitor", "val_check_interval", "check_val_every_n_epoch")
+_OPTIONAL = ("threads", "patience", "average", "clip", "folder", "monitor", "val_check_interval", "check_val_every_n_epoch", "max_time")
 
 
 def _check_settings(**given):
@@ -237,7 +250,8 @@ def _check_settings(**given):
 
 def _check_parts(model, data, options: dict):
     "Raise `TrainError` for what Lightning cannot train, and for settings that neither of us has."
-    from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+    from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+    from pytorch_lightning.loggers import Logger
 
     for part, kind, place in ((model, LightningModule, "first"), (data, LightningDataModule, "second")):
         if not isinstance(part, kind):
@@ -247,6 +261,14 @@ def _check_parts(model, data, options: dict):
         raise TrainError(f"max_epochs is called epochs here: fit(model, data, epochs={options['max_epochs']!r}).")
     if strange := sorted(set(options) - known):
         raise TrainError(f'neither fit nor Lightning\'s Trainer has a setting "{strange[0]}" to be given here.{suggest(strange[0], [*inspect.signature(fit).parameters, *known])}')
+    for name, kind in (("callbacks", Callback), ("logger", Logger)):
+        if strange := [part for part in _several(options.get(name)) if not isinstance(part, (kind, bool))]:
+            raise TrainError(f"{name} must be a {kind.__name__} of pytorch_lightning or a list of them, not {strange[0]!r}.")
+
+
+def _several(given) -> list:
+    "One thing, several or none, as a list."
+    return list(given) if isinstance(given, (list, tuple)) else [] if given is None else [given]
 
 # %% ../../nbs/train/00_fit.ipynb #d14596b0
 def fit(
@@ -308,7 +330,7 @@ def _fit(model, data, settings: dict, monitor: str, folder: Path, tracker, progr
         logger = make_tracker(tracker, folder, described)
         keeper = keep_place(path, described, save_every if keep is None else math.inf)
         own = [keep_history(history, progress), *([keeper] if keep is None else [])]
-        callbacks = _callbacks(best, monitor, better_when(monitor), settings.get("patience"), settings.get("average"), own, options.pop("callbacks", []))
+        callbacks = _callbacks(best, monitor, better_when(monitor), settings.get("patience"), settings.get("average"), own, _several(options.pop("callbacks", None)))
         trainer = _trainer(folder, settings["epochs"], logger, callbacks, options)
         try:
             _run(trainer, model, data, keeper, path if resume else None, monitor)
