@@ -1,6 +1,6 @@
-"""One process imports what the rooms on torch stand on, and each of their notebooks runs in a fork of it: the imports take longer than most of them do.
+"""One process imports what runs a notebook, another also what the rooms on torch stand on, and each notebook runs in a fork of one of them: the imports take longer than most notebooks do.
 
-`run_notebook` starts that process when it is first asked; run as a program, this file is it.
+`run_notebook` starts such a process when it is first asked for; run as a program, this file is one.
 """
 
 import json
@@ -13,18 +13,20 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
-SINGLE = "torch", "pytorch_lightning", "torchmetrics", "timm", "transformers", "peft", "onnxscript", "optuna", "torch_pruning", "matplotlib.pyplot", "nbdev.test"  # none of them starts a thread
+LIGHT = "nbdev.test", "IPython", "matplotlib.pyplot"  # none of them starts a thread, as polars would
+HEAVY = "torch", "pytorch_lightning", "torchmetrics", "timm", "transformers", "peft", "onnxscript", "optuna", "torch_pruning", *LIGHT
+ON_TORCH = {"nlp", "optimize", "timeseries", "train", "vision"}
 
 
 @cache
-def _server() -> subprocess.Popen:
+def _server(names: tuple[str, ...]) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
-    return subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen([sys.executable, __file__, *names], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def run_notebook(notebook: Path, root: Path, log: Path, environment: dict[str, str], seconds: int = 600) -> int:
     "Run a notebook as `nbdev-test` does, what it says into a file; the exit code, negative if a signal ended it."
-    server = _server()
+    server = _server(HEAVY if notebook.parent.name in ON_TORCH else LIGHT)
     print(json.dumps([str(notebook), str(root), str(log), environment, seconds]), file=server.stdin, flush=True)
     return int(server.stdout.readline())
 
@@ -51,7 +53,7 @@ def _wait(child: int, seconds: float) -> int:
 
 
 def main():
-    for name in SINGLE:
+    for name in sys.argv[1:]:
         import_module(name)
     for line in sys.stdin:
         *job, seconds = json.loads(line)
