@@ -340,7 +340,7 @@ class SeriesData(SidedData):
             begin, end = self.borders[side]
             raise SeriesError(f"the {side} side has no window: its longest part has {int((end - begin).max())} points, the horizon is {self.spec.horizon}.")
         order = Batches(len(windows), self.batch_size, shuffle, self.seed, self.windows_per_epoch if shuffle else None)
-        return torch.utils.data.DataLoader(windows, sampler=order, batch_size=None)
+        return torch.utils.data.DataLoader(windows, sampler=order, batch_size=None, collate_fn=dict)  # a batch is tensors already, and torch would look at each
 
     def __repr__(self):
         counts = ", ".join(f"{len(self.windows(side)):,} {side}" for side in SIDES)

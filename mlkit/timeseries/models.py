@@ -47,19 +47,18 @@ def window_loss(
     if has_gaps(target):
         seen = target.isfinite()
         target, count = torch.where(seen, target, answer), (seen.sum() * answer.shape[2]).clamp(min=1)
-    error = target - answer
-    unit = batch["seasonal_error" if loss == "owa" else "deviation"][:, None, None]
+    error = (target - answer) / batch["seasonal_error" if loss == "owa" else "deviation"][:, None, None]
     if len(quantiles) > 1:
         levels = torch.tensor(quantiles, dtype=answer.dtype, device=answer.device)
-        each = torch.maximum(error * levels, error * (levels - 1)) * 2 / unit
+        each = torch.maximum(error * levels, error * (levels - 1)) * 2
     elif loss == "mse":
-        each = (error / unit).square()
+        each = error.square()
     else:
-        each = error.abs() / unit
+        each = error.abs()
     if loss == "owa":
         each = each.clamp(max=50.0)
         size = target.detach().abs() + answer.detach().abs() + 1e-6
-        each = each + _PERCENT * (2 * error.abs() / size)
+        each = each + _PERCENT * (2 * (target - answer).abs() / size)
     return each.sum() / count
 
 # %% ../../nbs/timeseries/06_models.ipynb #5aa232e8

@@ -253,7 +253,7 @@ class Network(nn.Module):
         answer = self.core(x, (centre.abs() / scale).log1p())
         if self.beside is not None:
             answer = answer + self.beside(x, known, past, static)
-        answer = torch.addcmul(centre[:, :, None], answer, scale[:, :, None])
+        answer = answer * scale[:, :, None] + centre[:, :, None]  # torch.addcmul takes twice as long
         return answer.sort(2).values if answer.shape[2] > 1 else answer
 
 # %% ../../nbs/timeseries/03_networks.ipynb #ecaaaff4
