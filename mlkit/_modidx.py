@@ -3396,6 +3396,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'mlkit.train.fitting._fit': ('train/fit.html#_fit', 'mlkit/train/fitting.py'),
                                      'mlkit.train.fitting._followed': ('train/fit.html#_followed', 'mlkit/train/fitting.py'),
                                      'mlkit.train.fitting._kept': ('train/fit.html#_kept', 'mlkit/train/fitting.py'),
+                                     'mlkit.train.fitting._no_gpu_sought': ('train/fit.html#_no_gpu_sought', 'mlkit/train/fitting.py'),
                                      'mlkit.train.fitting._run': ('train/fit.html#_run', 'mlkit/train/fitting.py'),
                                      'mlkit.train.fitting._several': ('train/fit.html#_several', 'mlkit/train/fitting.py'),
                                      'mlkit.train.fitting._trainer': ('train/fit.html#_trainer', 'mlkit/train/fitting.py'),

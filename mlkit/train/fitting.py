@@ -176,6 +176,22 @@ def _unspoken(model):
     finally:
         del model.on_save_checkpoint
 
+# %% ../../nbs/train/00_fit.ipynb #327aab67
+@contextmanager
+def _no_gpu_sought():
+    "Where there is no GPU, let CUDA answer so, which remembers it: an optimizer asks at every step, and Lightning has torch load the driver's library each time."
+    import torch
+
+    asked = os.environ.get(name := "PYTORCH_NVML_BASED_CUDA_CHECK")
+    if asked is None or torch.cuda.is_available():
+        yield
+        return
+    os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        os.environ[name] = asked
+
 # %% ../../nbs/train/00_fit.ipynb #182ebdc5
 @contextmanager
 def _followed(data, keeper, trainer):
@@ -191,7 +207,7 @@ def _followed(data, keeper, trainer):
 def _run(trainer, model, data, keeper, path: Path | None, monitor: str):
     "Let Lightning train, from a checkpoint if there is one; Ctrl-C stays Ctrl-C (Lightning makes an exit of it). Raises `TrainError` if what is monitored was never logged, and for what Lightning refuses."
     try:
-        with _followed(data, keeper, trainer), _unspoken(model):
+        with _followed(data, keeper, trainer), _unspoken(model), _no_gpu_sought():
             trainer.fit(model.train(), datamodule=data, ckpt_path=path, weights_only=True if path else None)
     except SystemExit:
         if trainer.interrupted:
