@@ -44,7 +44,7 @@ class TextModel(LightningModule):
         self,
         arch: str | Path,  # "minilm", a folder, or a name of the hub; as the data's tokenizer
         data: TextData,
-        lr: float | None = None,  # of the head; 1e-4, with lora 2e-3
+        lr: float | None = None,  # of the head; 1e-4, with lora 2e-3; small encoders learn more from tens of thousands of texts with 3e-4
         weight_decay: float = 0.01,
         layer_decay: float = 0.9,  # learning rate of a layer as a share of the one above it
         schedule: Literal["cosine", "one-cycle", "constant"] = "cosine",

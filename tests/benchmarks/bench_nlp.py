@@ -21,7 +21,7 @@ METHODS = {
     "words": {},
     "full": {"model": {}, "epochs": 4},
     "lora": {"model": {"lora": 16}, "epochs": 4},
-    "glue": {"model": {}, "epochs": 3, "data": "sst2-glue"},
+    "glue": {"model": {"lr": 3e-4}, "epochs": 3, "data": "sst2-glue"},
 }
 
 
