@@ -206,6 +206,8 @@ def _followed(data, keeper, trainer):
 
 def _run(trainer, model, data, keeper, path: Path | None, monitor: str):
     "Let Lightning train, from a checkpoint if there is one; Ctrl-C stays Ctrl-C (Lightning makes an exit of it). Raises `TrainError` if what is monitored was never logged, and for what Lightning refuses."
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
     try:
         with _followed(data, keeper, trainer), _unspoken(model), _no_gpu_sought():
             trainer.fit(model.train(), datamodule=data, ckpt_path=path, weights_only=True if path else None)
@@ -213,9 +215,9 @@ def _run(trainer, model, data, keeper, path: Path | None, monitor: str):
         if trainer.interrupted:
             raise KeyboardInterrupt("the training was interrupted") from None
         raise
-    except Exception as error:
+    except (MisconfigurationException, RuntimeError, ValueError) as error:
         _check_logged(monitor, trainer.callback_metrics)  # callbacks wait for it
-        if _by_lightning(error):
+        if isinstance(error, MisconfigurationException) or _by_lightning(error):
             raise TrainError(f"Lightning refuses the training: {_first_line(error)}") from None
         raise
 
