@@ -87,9 +87,9 @@ def _check_columns(ending: str, files: list[str], **more):
     "Raise `TableError` for the file whose columns are not those of the first; polars names none."
     first, *others = (READERS[ending](path, **more).collect_schema().names() for path in files)
     for path, names in zip(files[1:], others):
-        parts = {"lacks": [c for c in first if c not in names], "has besides": [c for c in names if c not in first]}
-        how = " and ".join(f"{what} {', '.join(columns)}" for what, columns in parts.items() if columns) or "has them in another order"
         if names != first:
+            parts = {"lacks": [c for c in first if c not in names], "has besides": [c for c in names if c not in first]}
+            how = " and ".join(f"{what} {', '.join(columns)}" for what, columns in parts.items() if columns) or "has them in another order"
             raise TableError(f"{path} has not the columns of {files[0]}: it {how}.")
 
 

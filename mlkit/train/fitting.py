@@ -279,9 +279,9 @@ def _check_parts(model, data, options: dict):
         raise TrainError(f"max_epochs is called epochs here: fit(model, data, epochs={options['max_epochs']!r}).")
     if strange := sorted(set(options) - known):
         raise TrainError(f'neither fit nor Lightning\'s Trainer has a setting "{strange[0]}" to be given here.{suggest(strange[0], [*inspect.signature(fit).parameters, *known])}')
-    for name, kind in (("callbacks", Callback), ("logger", Logger)):
-        if strange := [part for part in _several(options.get(name)) if not isinstance(part, (kind, bool))]:
-            raise TrainError(f"{name} must be a {kind.__name__} of pytorch_lightning or a list of them, not {strange[0]!r}.")
+    for name, kinds in (("callbacks", (Callback,)), ("logger", (Logger, bool))):
+        if strange := [part for part in _several(options.get(name)) if not isinstance(part, kinds)]:
+            raise TrainError(f"{name} must be a {kinds[0].__name__} of pytorch_lightning or a list of them, not {strange[0]!r}.")
 
 
 def _several(given) -> list:
